@@ -1,0 +1,171 @@
+"""Reading robomimic files: ours, foreign ones and damaged ones."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import pickle
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from wm_gym.data import Episode, EpisodeFile, EpisodeWriter, load
+
+
+@pytest.fixture
+def recorded(tmp_path, make_episode) -> Path:
+    path = tmp_path / "demos.hdf5"
+    with EpisodeWriter(path, {"env_name": "Lift"}) as writer:
+        writer.append(make_episode(0, t=3, success=(1, 2), source="play", start=7, seed=5))
+        writer.append(
+            make_episode(1, t=2, states=np.arange(6.0).reshape(3, 2), model_file="<xml/>")
+        )
+    return path
+
+
+def foreign(path: Path, **datasets: np.ndarray) -> Path:
+    """A file as robomimic writes it: three steps, float64 actions, sparse rewards."""
+    demo = {
+        "actions": np.full((3, 7), 0.5),
+        "rewards": np.array([0.0, 0.0, 1.0]),
+        "obs/agentview_image": np.arange(3, dtype=np.uint8).repeat(48).reshape(3, 4, 4, 3),
+    } | datasets
+    with h5py.File(path, "w") as file:
+        group = file.create_group("data/demo_0")
+        for key, value in demo.items():
+            group[key] = value
+        group.attrs["num_samples"] = 3
+        file["data"].attrs["env_args"] = json.dumps({"env_name": "Stack"})
+    return path
+
+
+def test_episode_comes_back_as_it_went(recorded, make_episode):
+    first, second = load(recorded)
+    want = make_episode(0, t=3)
+    assert np.array_equal(first.frames, want.frames) and first.frames.dtype == np.uint8
+    assert np.array_equal(first.actions, want.actions) and first.actions.dtype == np.float32
+    assert first.success.tolist() == [False, True, True] and first.first_success == 1
+    assert (first.source, first.start, first.seed, first.model_file) == ("play", 7, 5, None)
+    assert second.states.tolist() == [[0, 1], [2, 3], [4, 5]] and second.model_file == "<xml/>"
+    assert not second.succeeded and second.first_success is None
+
+
+def test_layout_is_what_robomimic_reads(recorded):
+    with h5py.File(recorded) as file:
+        demo = file["data/demo_0"]
+        assert demo["obs/agentview_image"].shape == (3, 4, 4, 3)
+        assert demo["obs/agentview_image"].chunks == (1, 4, 4, 3)
+        assert demo["rewards"][:].tolist() == [0, 1, 1] and demo["dones"][:].tolist() == [0, 1, 1]
+        assert demo.attrs["num_samples"] == 3 and demo.attrs["wm_success"]
+        assert file["data"].attrs["total"] == 5
+        assert json.loads(file["data"].attrs["env_args"]) == {"env_name": "Lift"}
+        assert file["mask/play"][:].tolist() == file["mask/success"][:].tolist() == [b"demo_0"]
+        assert file["mask/demonstrations"][:].tolist() == [b"demo_1"]
+
+
+def test_frames_read_a_window_across_the_last_frame(recorded):
+    with EpisodeFile(recorded) as file:
+        assert file.frames(0, 1, 3)[:, 0, 0, 0].tolist() == [1, 2]
+        assert file.frames(0, 2, 4)[:, 0, 0, 0].tolist() == [2, 3]
+        assert file.frames(1, 2, 3)[:, 0, 0, 0].tolist() == [12]
+        with pytest.raises(ValueError, match="frames 0 to 3; cannot read .2, 5"):
+            file.frames(0, 2, 5)
+
+
+def test_filter_key_picks_demos(recorded):
+    assert EpisodeFile(recorded, filter_key="demonstrations").names == ["demo_1"]
+    with pytest.raises(ValueError, match="no filter key 'train'; has .'demonstrations', 'play'"):
+        EpisodeFile(recorded, filter_key="train")
+
+
+def test_foreign_file_without_next_obs_has_one_transition_less(tmp_path):
+    (episode,) = load(foreign(tmp_path / "a.hdf5"))
+    assert len(episode) == 2 and episode.frames[:, 0, 0, 0].tolist() == [0, 1, 2]
+    assert episode.success.tolist() == [False, False]
+    assert episode.source == "demonstrations" and episode.start == -1 and episode.states is None
+
+
+def test_foreign_file_with_next_obs_keeps_its_last_transition(tmp_path):
+    after = np.arange(1, 4, dtype=np.uint8).repeat(48).reshape(3, 4, 4, 3)
+    (episode,) = load(foreign(tmp_path / "a.hdf5", **{"next_obs/agentview_image": after}))
+    assert len(episode) == 3 and episode.frames[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    assert episode.success.tolist() == [False, False, True]
+
+
+def test_demos_are_sorted_by_number(tmp_path, make_episode):
+    with EpisodeWriter(tmp_path / "a.hdf5", {}) as writer:
+        for i in range(11):
+            writer.append(make_episode(i, t=1))
+    assert [int(e.frames[0, 0, 0, 0]) for e in load(tmp_path / "a.hdf5")] == list(range(0, 110, 10))
+
+
+def test_truncated_file_is_named_with_its_mend(recorded):
+    recorded.write_bytes(recorded.read_bytes()[:-500])
+    with pytest.raises(OSError, match=r"demos.hdf5 is not a whole HDF5 file .*record it again"):
+        load(recorded)
+
+
+def test_file_of_another_kind_is_named(tmp_path):
+    (tmp_path / "a.hdf5").write_text("not HDF5")
+    with pytest.raises(OSError, match=r"a.hdf5 is not a whole HDF5 file"):
+        load(tmp_path / "a.hdf5")
+
+
+def test_hdf5_of_another_schema_is_refused(tmp_path):
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file["observations"] = np.zeros(3)
+    with pytest.raises(ValueError, match=r"a.hdf5: expected robomimic.*found \['observations'\]"):
+        load(tmp_path / "a.hdf5")
+
+
+def test_robosuite_demonstrations_without_pictures_are_refused(tmp_path):
+    path = foreign(tmp_path / "a.hdf5")
+    with h5py.File(path, "a") as file:
+        del file["data/demo_0/obs"]
+    with pytest.raises(ValueError, match="demo_0: expected actions and obs/agentview_image"):
+        load(path)
+
+
+def test_bad_episode_is_skipped_only_when_asked(recorded):
+    with h5py.File(recorded, "a") as file:
+        file["data/demo_0"].attrs["num_samples"] = 9
+    with pytest.raises(ValueError, match="1 bad episode.*3 pictures, 3 actions, num_samples 9"):
+        load(recorded)
+    with pytest.warns(UserWarning, match="left out demo_0"):
+        assert len(load(recorded, skip_bad=True)) == 1
+
+
+def test_skip_bad_lists_unreadable_files(recorded, tmp_path):
+    (tmp_path / "bad.hdf5").write_bytes(b"")
+    with pytest.warns(UserWarning, match="Left out .*bad.hdf5"):
+        assert len(load([tmp_path / "bad.hdf5", recorded], skip_bad=True)) == 2
+
+
+def test_missing_file_is_never_skipped(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no.hdf5 does not exist"):
+        load(tmp_path / "no.hdf5", skip_bad=True)
+
+
+def test_open_reader_crosses_a_fork_and_a_pickle(recorded):
+    file = EpisodeFile(recorded)
+    file.frames(0, 0, 1)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(_last_pixel, (file,)) == 3
+    assert pickle.loads(pickle.dumps(file)).frames(0, 3, 4).max() == 3
+    assert file.frames(0, 3, 4).max() == 3
+
+
+def _last_pixel(file: EpisodeFile) -> int:
+    return int(file.frames(0, 3, 4).max())
+
+
+def test_episode_arrays_must_agree(make_episode):
+    good = make_episode(0, t=3)
+    with pytest.raises(ValueError, match=r"frames must be uint8 \(4, 4, 4, 3\) for 3 actions"):
+        Episode(good.frames[:-1], good.actions, good.success)
+    with pytest.raises(ValueError, match="actions must be float32"):
+        Episode(good.frames, good.actions.astype(np.float64), good.success)
+    with pytest.raises(ValueError, match="at least one action"):
+        Episode(good.frames[:1], good.actions[:0], good.success[:0])

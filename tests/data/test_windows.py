@@ -1,0 +1,153 @@
+"""Windows: what lies in them, how they are drawn, how they are split."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from wm_gym.data import EpisodeWriter
+from wm_gym.data.windows import SuccessWindows, Windows, holdout_episodes
+
+
+def pixels(frames: torch.Tensor) -> list:
+    return frames[..., 0, 0, 0].tolist()
+
+
+@pytest.fixture
+def two(make_episode):
+    """Frames 0..3 with 3 actions (0, .1, .2), and frames 10..12 with 2 actions (1, 1.1)."""
+    return [make_episode(0, t=3, source="play"), make_episode(1, t=2, success=(1,))]
+
+
+def test_every_step_of_every_episode_is_a_window(two):
+    windows = Windows(two)
+    assert windows.episode.tolist() == [0, 0, 0, 1, 1]
+    assert windows.time.tolist() == [0, 1, 2, 0, 1]
+
+
+def test_window_at_the_first_step(two):
+    batch = Windows(two, memory=4, block=2).batch([0])
+    assert pixels(batch["anchor"]) == [0]
+    assert pixels(batch["memory"]) == [[0, 0, 0, 0]]
+    assert pixels(batch["future"]) == [[1, 2]]
+    assert batch["actions"][0, :, 6].tolist() == pytest.approx([0.0, 0.1])
+    assert batch["valid"].tolist() == [[True, True]]
+
+
+def test_window_at_the_last_step_is_padded(two):
+    batch = Windows(two, memory=2, block=3).batch([4])
+    assert pixels(batch["anchor"]) == [10]
+    assert pixels(batch["memory"]) == [[10, 11]]
+    assert pixels(batch["future"]) == [[12, 12, 12]]
+    assert batch["actions"][0, :, 0].tolist() == pytest.approx([1.1, 0.0, 0.0])
+    assert batch["valid"].tolist() == [[True, False, False]]
+
+
+def test_shapes_and_dtypes(two):
+    batch = Windows(two).batch(np.array([0, 3]))
+    assert {k: (tuple(v.shape), v.dtype) for k, v in batch.items()} == {
+        "anchor": ((2, 4, 4, 3), torch.uint8),
+        "memory": ((2, 4, 4, 4, 3), torch.uint8),
+        "future": ((2, 8, 4, 4, 3), torch.uint8),
+        "actions": ((2, 8, 7), torch.float32),
+        "valid": ((2, 8), torch.bool),
+    }
+
+
+def test_reading_from_disk_gives_the_same_batches(two, tmp_path):
+    with EpisodeWriter(tmp_path / "a.hdf5", {}) as writer:
+        for episode in two:
+            writer.append(episode)
+    held, read = (Windows(tmp_path / "a.hdf5", in_memory=m) for m in (True, False))
+    every = torch.arange(5)
+    a, b = held.batch(every), read.batch(every)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_weights_draw_a_source_more_often(two):
+    # 3 windows of play at weight 1, 2 of demonstrations at weight 3: 3 to 6.
+    windows = Windows(two, weights={"demonstrations": 3.0})
+    drawn = windows.sample(9000, torch.Generator().manual_seed(0))
+    assert windows.episode[drawn].float().mean().item() == pytest.approx(6 / 9, abs=0.02)
+
+
+def test_weight_zero_is_never_drawn(two):
+    windows = Windows(two, weights={"play": 0.0})
+    assert windows.episode[windows.sample(500)].unique().tolist() == [1]
+
+
+def test_drawing_repeats_with_the_generator(two):
+    windows = Windows(two)
+    a, b = (windows.sample(20, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(a, b)
+
+
+def test_reweight_gives_each_window_its_own_chance(two):
+    windows = Windows(two).reweight(torch.tensor([0.0, 1.0, 0.0, 0.0, 1.0]))
+    assert windows.sample(200).unique().tolist() == [1, 4]
+
+
+def test_bad_weights_are_refused(two):
+    with pytest.raises(ValueError, match=r"\['expert'\] that no episode has; known.*play"):
+        Windows(two, weights={"expert": 1.0})
+    with pytest.raises(ValueError, match="not all zero"):
+        Windows(two, weights={"play": 0.0, "demonstrations": 0.0})
+
+
+def test_holdout_takes_the_rounded_share_of_each_source():
+    sources = ["a"] * 10 + ["b"] * 4 + ["c"]
+    held = holdout_episodes(sources, 0.2, seed=0)
+    assert [sources[i] for i in held] == [
+        "a",
+        "a",
+        "b",
+    ]  # round(2.0), round(0.8), never the only one
+    assert held == holdout_episodes(sources, 0.2, seed=0)
+
+
+def test_holdout_splits_by_episode_alike_for_both_kinds(make_episode):
+    episodes = [make_episode(i, t=2) for i in range(6)]
+    rest, held = Windows(episodes).holdout(1 / 3, seed=1)
+    success_rest, success_held = SuccessWindows(episodes).holdout(1 / 3, seed=1)
+    assert len(rest) == 8 and len(held) == 4
+    assert not set(rest.episode.tolist()) & set(held.episode.tolist())
+    assert set(held.episode.tolist()) == set(success_held.episode.tolist())
+    assert set(rest.sample(100).tolist()) <= set(range(8))
+    first = int(held.episode[0])
+    assert pixels(held.batch([0])["anchor"]) == [10 * first]
+
+
+def test_holdout_of_single_episodes_is_refused():
+    with pytest.raises(ValueError, match="none has two episodes"):
+        holdout_episodes(["a", "b"], 0.5, seed=0)
+
+
+def test_success_windows_end_at_every_frame(two):
+    windows = SuccessWindows(two, window=3)
+    assert windows.time.tolist() == [0, 1, 2, 3, 0, 1, 2]
+    assert windows.labels.tolist() == [False] * 6 + [True]
+    batch = windows.batch([1, 6])
+    assert pixels(batch["frames"]) == [[0, 0, 1], [10, 11, 12]]
+    assert batch["label"].tolist() == [0.0, 1.0] and batch["label"].dtype == torch.float32
+
+
+def test_success_labels_follow_the_split(make_episode):
+    episodes = [make_episode(i, t=2, success=(i % 2,)) for i in range(4)]
+    for part in SuccessWindows(episodes).holdout(0.5, seed=0):
+        labels = part.batch(torch.arange(len(part)))["label"].bool()
+        assert torch.equal(labels, part.labels)
+        # Frame 1 is a success in even episodes, frame 2 in odd ones.
+        assert torch.equal(labels, part.time == 1 + part.episode % 2)
+
+
+def test_pictures_of_two_sizes_are_refused(two):
+    big = two[0].frames.repeat(2, axis=1).repeat(2, axis=2)
+    other = type(two[0])(big, two[0].actions, two[0].success)
+    with pytest.raises(ValueError, match=r"one size; got \[\(4, 4, 3\), \(8, 8, 3\)\]"):
+        Windows([*two, other])
+
+
+def test_no_episodes_is_refused():
+    with pytest.raises(ValueError, match="No episodes"):
+        Windows([])

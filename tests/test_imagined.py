@@ -1,0 +1,348 @@
+"""The imagined world on fake models.
+
+In the fakes an action value of 1 brightens the picture by 0.1 of [-1, 1], that is by 12.75 of 255
+and 0.05 in probability; start s is a picture of 100 + s.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.fakes import FakeSuccess, FakeWorldModel, fake_pool, imagined
+from wm_gym.imagined import ImaginedVectorEnv, _load_success_classifier, cut
+from wm_gym.success.classifier import SuccessClassifier, SuccessConfig
+
+BRIGHT_AT_7 = FakeSuccess(threshold=0.7)  # start 0: 100 / 255 + 7 x 0.05 = 0.742
+
+
+def push(env: ImaginedVectorEnv, *values: float) -> np.ndarray:
+    """Make every row's first action value `values` in turn (one, or one a step of the chunk)."""
+    actions = np.zeros(env.action_space.shape, np.float32)
+    actions[..., 0] = values
+    return actions
+
+
+def level(obs: dict) -> list[int]:
+    """Read every row's brightness."""
+    return obs["image"][:, 0, 0, 0].tolist()
+
+
+def start_at(env: ImaginedVectorEnv, *starts: int, seed: int = 0) -> dict:
+    return env.reset(seed=seed, options={"start": np.array(starts)})[0]
+
+
+def test_the_first_picture_is_exactly_the_stored_one():
+    frames = np.random.default_rng(0).integers(0, 256, fake_pool().frames.shape, np.uint8)
+    pool = fake_pool()
+    pool.frames[:] = frames
+    obs = start_at(imagined(2, starts=pool), 3, 1)
+    assert np.array_equal(obs["image"], frames[[3, 1]])
+
+
+def test_one_step_adds_the_action():
+    env = imagined(2)
+    start_at(env, 0, 4)
+    obs, reward, _, _, info = env.step(push(env, 1))
+    assert level(obs) == [113, 117]  # 112.75, 116.75
+    np.testing.assert_allclose(info["success_probability"], [112.75 / 255, 116.75 / 255], rtol=1e-5)
+    assert reward.tolist() == [0, 0] and info["played"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("return_frames", [False, True])
+def test_a_chunk_is_cut_at_the_first_success_and_shows_that_frame(return_frames):
+    env = imagined(2, chunk=4, success=BRIGHT_AT_7, return_frames=return_frames)
+    start_at(env, 0, 0)
+    actions = push(env, 1, 1, 1, 1)
+    actions[1] = 0
+    env.step(actions)
+    obs, reward, terminated, truncated, info = env.step(actions)
+    assert level(obs) == [189, 100]  # 100 + 7 x 12.75 = 189.25
+    assert (reward.tolist(), terminated.tolist()) == ([1, 0], [True, False])
+    assert info["played"].tolist() == [3, 4] and info["elapsed_steps"].tolist() == [7, 8]
+    assert info["success_probability"][0] == pytest.approx(189.25 / 255)
+    if return_frames:
+        assert info["frames"][0, :, 0, 0, 0].tolist() == [164, 176, 189, 189]
+        assert info["frames_mask"].tolist() == [[True, True, True, False], [True] * 4]
+
+
+def test_ignored_terminations_play_on_from_the_same_memory():
+    env = imagined(chunk=4, success=BRIGHT_AT_7, ignore_terminations=True, horizon=10)
+    start_at(env, 0)
+    levels, rewards = [], []
+    for _ in range(3):
+        obs, reward, terminated, truncated, info = env.step(push(env, 1))
+        levels += level(obs)
+        rewards += reward.tolist()
+    assert levels == [151, 202, 228]  # 4, 8 and 10 steps
+    assert rewards == [0, 1, 0] and info["success"].tolist() == [True]
+    assert not terminated[0] and truncated[0] and info["played"].tolist() == [2]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize(("k", "n", "step"), [(1, 1, 1), (2, 2, 6), (2, 3, 3), (3, 5, 5)])
+def test_success_must_hold_in_k_of_n_windows_across_chunks(k, n, step, chunk):
+    # Over 0.42 at steps 1, 3, 5 and 6, back at 0.392 between.
+    pushes = [1, -1, 1, -1, 1, 0, 0, 0, 0, 0, 0, 0]
+    success = FakeSuccess(threshold=0.42, hold_k=k, hold_n=n)
+    env = imagined(chunk=chunk, success=success, autoreset_mode="disabled")
+    start_at(env, 0)
+    for at in range(0, 12, chunk):
+        info = env.step(push(env, *pushes[at : at + chunk]))[-1]
+    assert info["elapsed_steps"].tolist() == [step] and info["success"].tolist() == [True]
+
+
+def test_the_verdicts_of_one_episode_do_not_count_for_the_next():
+    env = imagined(success=FakeSuccess(0.42, hold_k=2, hold_n=2), horizon=1)
+    env.reset(options={"start": [0]}, seed=0)
+    env.step(push(env, 1))
+    start_at(env, 0)
+    assert env.step(push(env, 1))[-1]["success"].tolist() == [False]
+
+
+def test_windows_are_padded_by_the_first_frame_and_slide_on():
+    success = FakeSuccess()
+    env = imagined(chunk=2, success=success)
+    start_at(env, 0)
+    env.step(push(env, 1))
+    env.step(push(env, 1))
+    first, second = (seen[0, :, 0] * 127.5 + 127.5 for seen in success.windows)
+    torch.testing.assert_close(first, torch.tensor([100.0] * 7 + [112.75, 125.5]))
+    expected = [100.0] * 5 + [112.75, 125.5, 138.25, 151.0]
+    torch.testing.assert_close(second, torch.tensor(expected))
+
+
+def test_only_living_rows_are_imagined():
+    model = FakeWorldModel()
+    success = FakeSuccess(threshold=0.45)  # start 3 passes it in one step, start 0 in two
+    env = imagined(3, world_model=model, success=success, autoreset_mode="disabled")
+    start_at(env, 0, 3, 0)
+    actions = push(env, 1)
+    actions[2] = 0
+    for _ in range(3):
+        obs = env.step(actions)[0]
+    assert model.rows_imagined == [3, 2, 1]
+    assert level(obs) == [126, 116, 100]  # 125.5, 115.75
+
+
+def test_no_model_is_called_when_every_row_is_frozen():
+    model = FakeWorldModel()
+    env = imagined(2, world_model=model, horizon=1, autoreset_mode="disabled")
+    env.reset(seed=0)
+    env.step(push(env, 1))
+    env.step(push(env, 1))
+    assert model.rows_imagined == [2]
+
+
+def test_a_masked_reset_leaves_the_other_rows_where_they_were():
+    free, reset = (imagined(3, world_model=FakeWorldModel(noise=0.1, mix=0.1)) for _ in range(2))
+    for env in (free, reset):
+        env.reset(seed=5)
+        env.step(push(env, 0.3))
+    reset.reset(options={"reset_mask": np.array([False, True, False])})
+    left, right = (env.step(push(env, 0.3))[0]["image"] for env in (free, reset))
+    assert np.array_equal(left[[0, 2]], right[[0, 2]])
+    assert not np.array_equal(left[1], right[1])
+
+
+def rollout(env: ImaginedVectorEnv, seeds: list[int], steps: int = 6) -> np.ndarray:
+    """Play random actions that belong to a row's seed; return pictures (steps, n, H, W, 3)."""
+    env.reset(seed=seeds)
+    actions = np.stack(
+        [
+            np.random.default_rng(s).uniform(-1, 1, (steps, *env.action_space.shape[1:]))
+            for s in seeds
+        ],
+        1,
+    )
+    return np.stack([env.step(action)[0]["image"] for action in actions])
+
+
+def noisy(num_envs: int, **kwargs) -> ImaginedVectorEnv:
+    model = FakeWorldModel(noise=0.1, mix=0.3)
+    kwargs = {"success": FakeSuccess(threshold=0.5), "horizon": 7} | kwargs
+    return imagined(num_envs, world_model=model, chunk=3, **kwargs)
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
+def test_deterministic_rows_are_the_same_bits_in_any_batch(mode):
+    def play(seeds: list[int]) -> np.ndarray:
+        return rollout(noisy(len(seeds), deterministic=True, autoreset_mode=mode), seeds)
+
+    everyone = play(list(range(16)))
+    assert np.array_equal(play([4, 9, 2]), everyone[:, [4, 9, 2]])
+    assert np.array_equal(play([11]), everyone[:, [11]])
+
+
+def test_deterministic_memories_are_the_same_bits_in_any_batch():
+    few, many = (noisy(n, deterministic=True, horizon=64) for n in (2, 16))
+    rollout(few, [7, 3], 4)
+    rollout(many, list(range(16)), 4)
+    rows = torch.tensor([7, 3])
+    assert torch.equal(few._memory.recent, many._memory.take(rows).recent)
+    assert torch.equal(few._features, many._features[rows])
+
+
+def test_deterministic_rows_are_imagined_alone():
+    # The fakes' arithmetic is too small to round differently by batch; a real network's is not.
+    env = noisy(3, deterministic=True, success=FakeSuccess(threshold=2.0))
+    rollout(env, [0, 1, 2], 2)
+    assert env.world_model.rows_imagined == [1] * 6
+
+
+def test_without_it_rows_agree_to_rounding():
+    few, many = (rollout(noisy(n), list(range(n))).astype(int) for n in (2, 16))
+    assert abs(few - many[:, :2]).max() <= 1
+
+
+def test_deterministic_and_batched_play_agree_to_rounding():
+    one, all_ = (rollout(noisy(5, deterministic=d), [1, 2, 3, 4, 5]).astype(int) for d in (1, 0))
+    assert abs(one - all_).max() <= 1
+
+
+def test_equal_seeds_give_equal_rollouts_and_others_do_not():
+    first, again, other = (rollout(noisy(2), seeds) for seeds in ([1, 2], [1, 2], [3, 2]))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first[:, 0], other[:, 0])
+
+
+def test_rows_that_share_a_start_do_not_share_their_noise():
+    env = imagined(2, world_model=FakeWorldModel(noise=0.1))
+    start_at(env, 1, 1)
+    image = env.step(push(env, 0))[0]["image"]
+    assert not np.array_equal(image[0], image[1])
+
+
+def test_the_next_episode_and_the_next_step_draw_other_noise():
+    env = imagined(1, world_model=FakeWorldModel(noise=0.1))
+    images = []
+    for seed in (3, None):
+        env.reset(seed=seed, options={"start": [0]})
+        images += [env.step(push(env, 0))[0]["image"].astype(int) for _ in range(2)]
+    first, second = images[0] - 100, images[1] - images[0]
+    assert abs(first - second).max() > 5  # rounding alone makes 1
+    assert not np.array_equal(images[0], images[2])
+
+
+def test_pictures_begin_an_episode():
+    success = FakeSuccess()
+    env = imagined(2, success=success)
+    frames = np.zeros((2, 3, 8, 8, 3), np.uint8)
+    frames[0] = np.array([10, 20, 30])[:, None, None, None]
+    frames[1] = np.array([60, 50, 40])[:, None, None, None]
+    options = {"frames": frames, "actions": np.zeros((2, 2, 7))}
+    obs, info = env.reset(seed=0, options=options)
+    assert level(obs) == [30, 40] and info["start"].tolist() == [-1, -1]
+    remembered = env.world_model.decode(env._memory.recent)[..., 0, 0, 0]
+    assert remembered.tolist() == [[10, 10, 20, 30], [60, 60, 50, 40]]
+    assert level(env.step(push(env, 1))[0]) == [43, 53]
+    window = success.windows[-1][0, :, 0] * 127.5 + 127.5
+    expected = [10.0] * 5 + [20.0, 30.0, 42.75]
+    torch.testing.assert_close(window, torch.tensor(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_long_pasts_keep_their_anchor_and_their_last_frames():
+    env = imagined()
+    frames = np.arange(12, dtype=np.uint8)[None, :, None, None, None] * np.ones(
+        (1, 12, 8, 8, 3), np.uint8
+    )
+    assert level(env.reset(options={"frames": frames})[0]) == [11]
+    assert env.world_model.decode(env._memory.anchor[:, None])[0, 0, 0, 0, 0] == 0
+    features = env._features[0, :, 0] * 127.5 + 127.5
+    torch.testing.assert_close(features, torch.arange(5.0, 12.0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("frames", "actions"),
+    [
+        (np.zeros((1, 2, 8, 8, 3), np.uint8), None),
+        (np.zeros((2, 2, 9, 8, 3), np.uint8), None),
+        (np.zeros((2, 0, 8, 8, 3), np.uint8), None),
+        (np.zeros((2, 8, 8, 3), np.uint8), None),
+        (np.zeros((2, 2, 8, 8, 3), np.float32), None),
+        (np.zeros((2, 2, 8, 8, 3), np.uint8), np.zeros((2, 2, 7))),
+    ],
+)
+def test_pictures_of_other_shapes_or_dtypes_are_refused(frames, actions):
+    with pytest.raises(ValueError, match="frames|Actions"):
+        imagined(2).reset(options={"frames": frames, "actions": actions})
+
+
+def test_bfloat16_stays_close_and_keeps_float32_memories():
+    full, half = (
+        rollout(noisy(3, dtype=d), [1, 2, 3]).astype(int) for d in ("float32", "bfloat16")
+    )
+    assert abs(full[0] - half[0]).max() <= 3
+    env = noisy(1, dtype="bfloat16")
+    rollout(env, [0], 2)
+    assert env._memory.recent.dtype == env._features.dtype == torch.float32
+
+
+def test_torch_output_can_be_used_in_place_and_in_autograd():
+    env = imagined(2, output="torch")
+    image = env.reset(seed=0)[0]["image"]
+    image.add_(1)
+    weight = torch.ones(1, requires_grad=True)
+    (env.step(torch.zeros(2, 7))[0]["image"].float() * weight).sum().backward()
+    assert weight.grad > 0
+
+
+def test_models_run_in_evaluation_mode_without_gradients():
+    env = imagined(world_model=FakeWorldModel(mix=0.1).train())
+    env.reset(seed=0)
+    env.step(push(env, 1))
+    assert not env.world_model.training and not env._memory.recent.requires_grad
+
+
+def test_sampling_steps_reach_the_model():
+    for asked in (None, 5):
+        env = imagined(sampling_steps=asked)
+        env.reset(seed=0)
+        env.step(push(env, 0))
+        assert env.world_model.sampling_steps == asked
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"), [("dtype", "float16"), ("sampling_steps", 0), ("horizn", 3)]
+)
+def test_bad_keywords_are_named(keyword, value):
+    with pytest.raises((ValueError, TypeError), match=keyword):
+        imagined(**{keyword: value})
+
+
+def test_models_that_do_not_fit_the_starts_or_the_chunk_are_refused():
+    with pytest.raises(ValueError, match="8 x 8 pictures and the starts are 16 x 16"):
+        imagined(starts=fake_pool(image_size=16))
+    model = FakeWorldModel()
+    model.config.max_chunk = 4
+    with pytest.raises(ValueError, match="at most 4 steps"):
+        imagined(world_model=model, chunk=5)
+
+
+def test_named_models_are_loaded_once_and_missing_ones_are_named(tmp_path):
+    SuccessClassifier(SuccessConfig(channels=3, size=8)).save_pretrained(tmp_path)
+    first, second = (imagined(success=tmp_path).success for _ in range(2))
+    assert first is second and not first.training
+    _load_success_classifier.cache_clear()
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        imagined(success="nowhere")
+
+
+def test_closing_lets_go_of_the_models():
+    env = imagined()
+    env.reset(seed=0)
+    env.close()
+    env.close()
+    assert env.world_model is None and env._memory is None
+
+
+def test_cut_by_hand():
+    success = np.array([[0, 1, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]], bool)
+    steps = np.array([4, 3, 4, 2])
+    played, counted = cut(success, steps, ignore_terminations=False)
+    assert played.tolist() == [2, 3, 4, 1]
+    assert counted.astype(int).tolist() == [[0, 1, 0, 0], [0] * 4, [0] * 4, [1, 0, 0, 0]]
+    played, counted = cut(success, steps, ignore_terminations=True)
+    assert played.tolist() == [4, 3, 4, 2]
+    assert counted.astype(int).tolist() == [[0, 1, 0, 1], [0] * 4, [0] * 4, [1, 0, 0, 0]]

@@ -1,0 +1,112 @@
+"""The ids: what `make`, `make_vec` and a bare import do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+
+import wm_gym
+from tests import fakes
+from wm_gym.imagined import ImaginedVectorEnv
+from wm_gym.single import SingleEnv
+from wm_gym.starts import save_starts
+
+ID = "wm_gym/Lift-v0"
+
+
+@pytest.fixture
+def starts(tmp_path, monkeypatch) -> str:
+    """A folder of starts, with the named models replaced by fakes."""
+    model, success = fakes.FakeWorldModel(noise=0.02), fakes.FakeSuccess()
+    monkeypatch.setattr("wm_gym.imagined._load_world_model", lambda *_: model)
+    monkeypatch.setattr("wm_gym.imagined._load_success_classifier", lambda *_: success)
+    save_starts([fakes.fake_pool()], tmp_path)
+    return str(tmp_path)
+
+
+def test_import_needs_neither_torch_nor_a_simulator():
+    code = """
+import sys, gymnasium, wm_gym
+heavy = {"torch", "robosuite", "mujoco", "diffusers", "transformers", "h5py"} & set(sys.modules)
+assert not heavy, heavy
+assert "wm_gym/Lift-v0" in gymnasium.registry
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_public_names_are_importable_and_few():
+    assert len(wm_gym.__all__) <= 18 and set(wm_gym.__all__) <= set(dir(wm_gym))
+    assert wm_gym.ImaginedVectorEnv is ImaginedVectorEnv
+    with pytest.raises(AttributeError, match="no attribute 'Imagined'"):
+        _ = wm_gym.Imagined
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_make_vec_round_trips_through_its_spec_and_json(starts, num_envs):
+    keywords = {"chunk": 2, "autoreset_mode": "disabled", "horizon": 9, "starts": starts}
+    env = gym.make_vec(ID, num_envs=num_envs, dtype="bfloat16", **keywords)
+    assert env.metadata["autoreset_mode"] is AutoresetMode.DISABLED
+    spec = gym.envs.registration.EnvSpec.from_json(env.spec.to_json())
+    for again in (gym.make_vec(env.spec), gym.make_vec(spec)):
+        assert type(again) is ImaginedVectorEnv and again.num_envs == num_envs
+        assert (again.chunk, again.horizon, again.dtype) == (2, 9, "bfloat16")
+        assert again.spec == env.spec
+        first, second = env.reset(seed=1)[0], again.reset(seed=1)[0]
+        assert np.array_equal(first["image"], second["image"])
+
+
+def test_no_step_limit_is_registered_because_gymnasium_would_count_chunks():
+    assert gym.spec(ID).max_episode_steps is None
+
+
+def test_backend_chooses_the_world(starts):
+    assert isinstance(gym.make_vec(ID, starts=starts, backend="imagined"), ImaginedVectorEnv)
+    with pytest.raises(ValueError, match="'imagined' or 'real', got 'dreamed'"):
+        gym.make_vec(ID, backend="dreamed")
+
+
+def test_make_gives_python_scalars_without_the_row_axis(starts):
+    env = gym.make(ID, starts=starts, render_mode="rgb_array")
+    obs, info = env.reset(seed=0, options={"start": 3})
+    assert (obs["image"] == 103).all() and obs["image"].shape == (8, 8, 3)
+    assert info["start"] == 3 and type(info["start"]) is int
+    obs, reward, terminated, truncated, info = env.step(env.action_space.sample())
+    assert (type(reward), type(terminated), type(truncated)) == (float, bool, bool)
+    assert type(info["success"]) is bool and type(info["success_probability"]) is float
+    assert np.array_equal(env.render(), obs["image"])
+    assert env.unwrapped.instruction == "lift the red cube"
+    env.close()
+
+
+def test_one_environment_equals_the_first_row_of_a_batch(starts):
+    one, many = gym.make(ID, starts=starts), gym.make_vec(ID, num_envs=2, starts=starts)
+    one.reset(seed=4)
+    many.reset(seed=4)
+    actions = np.full((2, 7), 0.5, np.float32)
+    single, batch = one.step(actions[0]), many.step(actions)
+    assert np.array_equal(single[0]["image"], batch[0]["image"][0])
+    assert single[-1] == {key: value[0] for key, value in batch[-1].items()}
+
+
+def test_the_single_environment_passes_gymnasiums_checker(starts):
+    env = SingleEnv("Lift", starts=starts, render_mode="rgb_array")
+    check_env(env, skip_render_check=True)
+
+
+def test_pictures_begin_a_single_episode(starts):
+    env = SingleEnv("Lift", starts=starts)
+    frames = np.full((3, 8, 8, 3), 50, np.uint8)
+    obs, info = env.reset(options={"frames": frames, "actions": np.zeros((2, 7))})
+    assert np.array_equal(obs["image"], frames[-1]) and info["start"] == -1
+
+
+def test_gymnasiums_own_vectorisation_works_too(starts):
+    env = gym.make_vec(ID, num_envs=2, vectorization_mode="sync", starts=starts)
+    obs, _ = env.reset(seed=0)
+    assert obs["image"].shape == (2, 8, 8, 3)

@@ -1,0 +1,1 @@
+"""Algorithms: one file each, readable alone; they are clients of the simulator."""

@@ -1,0 +1,143 @@
+"""Recording real episodes: the start pools, the scripted expert, and a policy's own rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from wm_gym.data.episodes import Episode
+from wm_gym.data.writing import EpisodeWriter
+from wm_gym.real.expert import ExpertConfig
+from wm_gym.real.pool import SimulationPool
+from wm_gym.starts import StartPool
+from wm_gym.tasks import Task
+
+TAIL = 16  # control steps recorded past the first success, so that "it stays done" is in the data
+FIRST_SEED = {"train": 0, "validation": 1_000_000, "test": 2_000_000}
+
+
+def draw_starts(task: Task, split: str, count: int, pool: SimulationPool) -> StartPool:
+    """Draw `count` starts of a split; the splits' seeds do not overlap, so neither do the splits."""
+    first = FIRST_SEED[split]
+    drawn = []
+    for batch in tqdm(_batches(range(first, first + count), pool), f"{split} starts"):
+        drawn += pool.map("sample_start", [(seed,) for seed in batch])
+    states, frames = zip(*drawn, strict=True)
+    return StartPool(np.stack(frames), np.stack(states), task.name, split)
+
+
+def record_expert(
+    path: Path,
+    task: Task,
+    starts: StartPool,
+    indices: Sequence[int],
+    expert: ExpertConfig,
+    *,
+    source: str,
+    seed: int,
+    pool: SimulationPool,
+) -> None:
+    """Record the scripted expert from `starts[indices]`, one episode each, into `path` (HDF5).
+
+    An interrupted recording continues where it stopped and gives the same file.
+    """
+    with EpisodeWriter(path, environment(task)) as writer:
+        todo = list(enumerate(indices))[len(writer) :]
+        with tqdm(total=len(indices), initial=len(writer), desc=source, unit="episode") as bar:
+            for batch in _batches(todo, pool):
+                requests = [
+                    (starts.states[start], expert, seed * 100_003 + i, task.horizon, TAIL)
+                    for i, start in batch
+                ]
+                recordings = pool.map("demonstrate", requests)
+                for (_, start), r in zip(batch, recordings, strict=True):
+                    writer.append(
+                        Episode(r.frames, r.actions, r.success, r.states, source, int(start), seed)
+                    )
+                bar.update(len(batch))
+
+
+def record_policy(
+    path: Path,
+    task: Task,
+    env: Any,
+    act: Callable[[dict, list[str]], np.ndarray],
+    indices: Sequence[int],
+    *,
+    source: str,
+    seed: int,
+) -> None:
+    """Record `act(obs, instructions) -> actions (n, K, 7)` in a real environment, as above.
+
+    `env` is `make_vec(..., backend="real", chunk=K, autoreset_mode="disabled",
+    ignore_terminations=True, return_frames=True, horizon=task.horizon + TAIL)`: an episode goes on
+    past its success and is cut TAIL steps after it, or at the task's horizon without one.
+    """
+    with EpisodeWriter(path, environment(task)) as writer:
+        with tqdm(total=len(indices), initial=len(writer), desc=source, unit="episode") as bar:
+            while len(writer) < len(indices):
+                wave = np.asarray(indices[len(writer) : len(writer) + env.num_envs])
+                for episode in _play_wave(env, act, wave, task.horizon, source, seed):
+                    writer.append(episode)
+                    bar.update()
+
+
+def environment(task: Task) -> dict[str, Any]:
+    """robomimic's `env_args` of our task."""
+    return {
+        "env_name": task.simulator,
+        "type": 1,  # robomimic's number for robosuite
+        "env_version": "1.4.1",
+        "env_kwargs": {
+            "robots": "Panda",
+            "control_freq": 20,
+            "camera_names": task.camera.name,
+            "camera_heights": task.image_size,
+            "camera_widths": task.image_size,
+        },
+        "wm_camera": {
+            "position": list(task.camera.position),
+            "target": list(task.camera.target),
+            "fovy": task.camera.fovy,
+        },
+    }
+
+
+def _play_wave(
+    env: Any, act: Callable, starts: np.ndarray, horizon: int, source: str, seed: int
+) -> Iterator[Episode]:
+    """Play one episode from each start (at most num_envs of them) side by side."""
+    n = len(starts)
+    padded = np.resize(starts, env.num_envs)
+    obs, _ = env.reset(seed=seed, options={"start": padded})
+    frames, actions, success = [obs["image"][:, None]], [], []
+    while sum(a.shape[1] for a in actions) < env.unwrapped.horizon:
+        action = np.asarray(act(obs, env.unwrapped.instructions))
+        obs, _, _, _, info = env.step(action)
+        frames.append(info["frames"])
+        actions.append(action)
+        success.append(info["frame_success"])
+    pictures, played, done = (np.concatenate(x, axis=1) for x in (frames, actions, success))
+    for row in range(n):
+        first = int(done[row].argmax()) if done[row].any() else None
+        end = horizon if first is None or first >= horizon else first + 1 + TAIL
+        yield Episode(
+            pictures[row, : end + 1].copy(),
+            np.clip(played[row, :end], -1, 1).astype(np.float32),
+            done[row, :end].copy(),
+            None,
+            source,
+            int(starts[row]),
+            seed,
+        )
+
+
+def _batches(items: Sequence, pool: SimulationPool) -> Iterator[Sequence]:
+    """Cut `items` so that every worker is busy and little is lost by an interruption."""
+    size = 4 * pool.workers
+    for first in range(0, len(items), size):
+        yield items[first : first + size]

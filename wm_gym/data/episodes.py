@@ -1,0 +1,313 @@
+"""Episodes on disk, in robomimic's HDF5 schema, so that files of that family load as they are.
+
+data/               attributes: total, env_args (JSON)
+  demo_<i>/         attributes: num_samples, model_file, wm_success, wm_source, wm_start, wm_seed
+    actions, rewards, dones, states, obs/agentview_image    one row a control step
+    wm_final/{agentview_image, states}                      the one row after the last action
+mask/<source>, mask/success                                 filter keys: names of demos
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+IMAGE = "agentview_image"
+_MEND = "Fetch or record it again, or leave it out with load(..., skip_bad=True)."
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Episode:
+    """One recorded episode of t control steps; raises ValueError when its arrays disagree."""
+
+    frames: np.ndarray  # (t + 1, H, W, 3) uint8, before the first action to after the last
+    actions: np.ndarray  # (t, 7) float32, as played
+    success: np.ndarray  # (t,) bool, the simulator's predicate after each action
+    states: np.ndarray | None = None  # (t + 1, d) float64 simulator states
+    source: str = "demonstrations"
+    """Who acted: "demonstrations", "play", "rollouts", "validation", ..."""
+    start: int = -1
+    """Index into the pool of starts; -1 when it is not from one."""
+    seed: int = -1
+    model_file: str | None = None
+    """The simulator's model (MJCF XML), for exact replay."""
+
+    def __post_init__(self) -> None:
+        """Check dtypes and lengths."""
+        t = len(self.actions)
+        if t == 0:
+            raise ValueError("An episode needs at least one action; got none.")
+        wanted = {
+            "frames": (self.frames, np.uint8, (t + 1, *self.frames.shape[1:3], 3)),
+            "actions": (self.actions, np.float32, (t, *self.actions.shape[1:2])),
+            "success": (self.success, np.bool_, (t,)),
+        }
+        if self.states is not None:
+            wanted["states"] = (self.states, np.float64, (t + 1, *self.states.shape[1:2]))
+        for name, (array, dtype, shape) in wanted.items():
+            if array.dtype != dtype or array.shape != shape:
+                raise ValueError(
+                    f"Episode.{name} must be {np.dtype(dtype)} {shape} for {t} actions; "
+                    f"got {array.dtype} {array.shape}."
+                )
+
+    def __len__(self) -> int:
+        """Control steps."""
+        return len(self.actions)
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the task was ever done."""
+        return bool(self.success.any())
+
+    @property
+    def first_success(self) -> int | None:
+        """Index of the first action after which the task was done, or None."""
+        return int(self.success.argmax()) if self.succeeded else None
+
+
+class EpisodeFile:
+    """Reader of one robomimic file; opened once per process, so it may cross a fork or a pickle.
+
+    Raises FileNotFoundError, OSError (truncated, not HDF5) or ValueError (another schema), naming
+    the file and the mend. `skip_bad=True` leaves out bad episodes with one warning that lists them.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        filter_key: str | None = None,
+        image_key: str = IMAGE,
+        skip_bad: bool = False,
+    ) -> None:
+        """Open and check every episode's shapes; pictures are not read yet."""
+        self.path, self.image_key = Path(path), image_key
+        self._handle: h5py.File | None = None
+        self._pid = -1
+        self._open_images: dict[int, h5py.Dataset] = {}  # finding them costs more than reading
+        data = self._file.get("data")
+        if not isinstance(data, h5py.Group):
+            raise ValueError(
+                f"{self.path}: expected robomimic's schema with a group 'data'; found "
+                f"{sorted(self._file)}. Convert it to data/demo_<i>/{{actions, obs/{image_key}}}."
+            )
+        try:
+            self.env_args: dict[str, Any] = json.loads(data.attrs.get("env_args", "{}"))
+        except ValueError as error:
+            raise ValueError(
+                f"{self.path}: data.attrs['env_args'] is not JSON: {error}."
+            ) from error
+        self.lengths: list[int] = []
+        self.names: list[str] = []
+        bad = []
+        for name in self._demos(data, filter_key):
+            try:
+                self.lengths.append(self._transitions(data[name]))
+                self.names.append(name)
+            except (KeyError, ValueError, OSError) as error:
+                bad.append(f"{name}: {error}")
+        if bad and not skip_bad:
+            raise ValueError(
+                f"{self.path}: {len(bad)} bad episode(s): {'; '.join(bad[:5])}. "
+                "Record them again, or pass skip_bad=True to leave them out."
+            )
+        if bad:
+            warnings.warn(f"{self.path}: left out {'; '.join(bad)}", stacklevel=2)
+
+    def __len__(self) -> int:
+        """Episodes."""
+        return len(self.names)
+
+    def __enter__(self) -> EpisodeFile:
+        """Return the reader; it closes with the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the open handle behind: another process opens its own."""
+        return {**self.__dict__, "_handle": None, "_pid": -1, "_open_images": {}}
+
+    def close(self) -> None:
+        """Close the file; the next read opens it again."""
+        if self._handle is not None and self._pid == os.getpid():
+            self._handle.close()
+        self._handle, self._open_images = None, {}
+
+    def frames(self, i: int, a: int, b: int) -> np.ndarray:
+        """Frames a to b - 1 of episode i, fresh, (b - a, H, W, 3) uint8; 0 <= a < b <= t + 1."""
+        t = self.lengths[i]
+        if not 0 <= a < b <= t + 1:
+            raise ValueError(f"Episode {i} has frames 0 to {t}; cannot read [{a}, {b}).")
+        with self._reading():
+            images = self._images(i)
+            if b <= len(images):
+                return images[a:b]
+            final = self._final(self._demo(i), self.image_key)
+            return np.concatenate([images[a:], final]) if a < len(images) else final
+
+    def actions(self, i: int) -> np.ndarray:
+        """The actions of episode i, fresh, (t, 7) float32."""
+        with self._reading():
+            return self._demo(i)["actions"][: self.lengths[i]].astype(np.float32)
+
+    def success(self, i: int) -> np.ndarray:
+        """Whether the task was done after each action of episode i: reward > 0; (t,) bool."""
+        demo, t = self._demo(i), self.lengths[i]
+        with self._reading():
+            return demo["rewards"][:t] > 0 if "rewards" in demo else np.zeros(t, bool)
+
+    def source(self, i: int) -> str:
+        """Who acted in episode i; "demonstrations" in files that do not say."""
+        return str(self._demo(i).attrs.get("wm_source", "demonstrations"))
+
+    def episode(self, i: int) -> Episode:
+        """Episode i in full."""
+        demo, t = self._demo(i), self.lengths[i]
+        states = None
+        with self._reading():
+            if "states" in demo:
+                states = demo["states"][: t + 1].astype(np.float64)
+                if len(states) == t:
+                    final = self._final(demo, "states")
+                    states = None if final is None else np.concatenate([states, final])
+        return Episode(
+            frames=self.frames(i, 0, t + 1),
+            actions=self.actions(i),
+            success=self.success(i),
+            states=states,
+            source=self.source(i),
+            start=int(demo.attrs.get("wm_start", -1)),
+            seed=int(demo.attrs.get("wm_seed", -1)),
+            model_file=demo.attrs.get("model_file"),
+        )
+
+    def episodes(self) -> Iterator[Episode]:
+        """Every episode, in order."""
+        return (self.episode(i) for i in range(len(self)))
+
+    @property
+    def _file(self) -> h5py.File:
+        if self._handle is None or self._pid != os.getpid():
+            if not self.path.is_file():
+                raise FileNotFoundError(_missing(self.path))
+            try:
+                self._handle, self._pid = h5py.File(self.path, "r"), os.getpid()
+                self._open_images = {}
+            except OSError as error:
+                raise OSError(
+                    f"{self.path} is not a whole HDF5 file ({error}): truncated, or of another "
+                    f"format. {_MEND}"
+                ) from error
+        return self._handle
+
+    def _images(self, i: int) -> h5py.Dataset:
+        file = self._file  # first: opening it anew forgets the handles below
+        if i not in self._open_images:
+            self._open_images[i] = file[f"data/{self.names[i]}/obs/{self.image_key}"]
+        return self._open_images[i]
+
+    def _demo(self, i: int) -> h5py.Group:
+        return self._file["data"][self.names[i]]
+
+    def _demos(self, data: h5py.Group, filter_key: str | None) -> list[str]:
+        if filter_key is None:
+            return sorted((name for name in data if name.startswith("demo")), key=number)
+        masks = self._file.get("mask", {})
+        if filter_key not in masks:
+            raise ValueError(f"{self.path}: no filter key {filter_key!r}; has {sorted(masks)}.")
+        return sorted((name.decode() for name in masks[filter_key][:]), key=number)
+
+    def _transitions(self, demo: h5py.Group) -> int:
+        """How many (frame, action, next frame) triples a demo holds; ValueError if it is bad."""
+        if "actions" not in demo or f"obs/{self.image_key}" not in demo:
+            raise ValueError(
+                f"expected actions and obs/{self.image_key}, found {sorted(demo)} "
+                "(robosuite's raw demonstrations hold no pictures: render them with robomimic's "
+                "dataset_states_to_obs.py)"
+            )
+        images, actions = demo[f"obs/{self.image_key}"], demo["actions"]
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(
+                f"pictures must be uint8 (t, H, W, 3), are {images.dtype} {images.shape}"
+            )
+        count = int(demo.attrs.get("num_samples", len(actions)))
+        if not len(images) == len(actions) == count:
+            raise ValueError(f"{len(images)} pictures, {len(actions)} actions, num_samples {count}")
+        t = count if self._final(demo, self.image_key) is not None else count - 1
+        if t < 1:
+            raise ValueError("holds no transition")
+        return t
+
+    def _final(self, demo: h5py.Group, key: str) -> np.ndarray | None:
+        """The row after the last action, (1, ...), ours or robomimic's next_obs."""
+        if f"wm_final/{key}" in demo:
+            return demo[f"wm_final/{key}"][:]
+        if f"next_obs/{key}" in demo:
+            return demo[f"next_obs/{key}"][-1:]
+        return None
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(f"{self.path} is damaged ({error}). {_MEND}") from error
+
+
+def load(
+    paths: str | Path | Iterable[str | Path], *, skip_bad: bool = False, **options: Any
+) -> list[Episode]:
+    """Read every episode of one or more files; `options` go to `EpisodeFile`.
+
+    With `skip_bad=True` unreadable files and episodes are left out with a warning that names them.
+    """
+    episodes: list[Episode] = []
+    bad: list[str] = []
+    for path in [paths] if isinstance(paths, str | Path) else paths:
+        try:
+            with EpisodeFile(path, skip_bad=skip_bad, **options) as file:
+                for i in range(len(file)):
+                    try:
+                        episodes.append(file.episode(i))
+                    except OSError as error:
+                        if not skip_bad:
+                            raise
+                        bad.append(f"{file.names[i]}: {error}")
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError) as error:
+            if not skip_bad:
+                raise
+            bad.append(str(error))
+    if bad:
+        warnings.warn(f"Left out {'; '.join(bad)}", stacklevel=2)
+    return episodes
+
+
+def number(name: str) -> int:
+    """12 of "demo_12"; demos sort by it, not as text."""
+    digits = name.rpartition("_")[2]
+    return int(digits) if digits.isdigit() else -1
+
+
+def _missing(path: Path) -> str:
+    parts = path.with_name(path.name + ".parts")
+    if not parts.is_dir():
+        return f"{path} does not exist; check the path, or collect it first."
+    return (
+        f"{path} is not finished: {len(list(parts.glob('demo_*.hdf5')))} episodes wait in {parts}. "
+        "Run the collection again (it resumes), or merge: EpisodeWriter(path, env_args).close()."
+    )

@@ -1,0 +1,1 @@
+"""Measuring: intervals, paired results as the published files hold them, and videos."""

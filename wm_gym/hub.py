@@ -1,0 +1,226 @@
+"""Models as folders of config.json, model.safetensors and a card: on disk, bundled, or on the Hub.
+
+huggingface_hub's own mixin loads weights without checking names, drops unknown config keys and
+uses the defaults when config.json is missing; here each of these is an error that says the mend.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self, get_args, get_type_hints
+
+import torch
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from wm_gym.files import replacing
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+ASSETS = Path(__file__).parent / "assets"
+
+_CARD = """---
+library_name: wm_gym
+license: apache-2.0
+tags:
+- robotics
+- reinforcement-learning
+- world-model
+- wm_gym
+---
+
+# {name}
+
+{description}
+
+```python
+from {module} import {kind}
+
+model = {kind}.from_pretrained("{name}")
+```
+{metrics}
+A `{kind}` of [wm-gym](https://pypi.org/project/wm-gym), {parameters:,} weights. The method is WMPO
+([arXiv 2511.09515](https://arxiv.org/abs/2511.09515)).
+"""
+
+
+class Pretrained:
+    """Mixin for an `nn.Module` built as `Model(config)` from a frozen dataclass, kept as `.config`.
+
+    A subclass names the dataclass in `config_class`, and its bundled folder's name in `asset`:
+    with `asset = "world_model"`, "lift" means `assets/lift/world_model`.
+    """
+
+    config_class: ClassVar[type]
+    asset: ClassVar[str] = ""
+    config: Any
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        description: str = "",
+        metrics: Mapping[str, object] | None = None,
+    ) -> None:
+        """Write config, weights and model card into `folder`, each aside and then renamed.
+
+        `dtype=torch.float16` halves the file; loading restores the model's own dtype. An existing
+        card is kept unless a `description` or `metrics` (name -> value) come with the call.
+        """
+        assert isinstance(self, nn.Module)
+        folder = Path(folder)
+        weights = {}
+        for name, tensor in self.state_dict().items():
+            stored = tensor.detach().to("cpu", copy=True).contiguous()
+            if dtype is not None and stored.is_floating_point():
+                stored = stored.to(dtype)
+                if stored.isinf().any() and not tensor.isinf().any():
+                    raise ValueError(f"{name} does not fit into {dtype}; save with a wider dtype.")
+            weights[name] = stored
+        with replacing(folder / WEIGHTS) as aside:
+            save_file(weights, aside, metadata={"format": "pt"})
+        config = {"class": type(self).__name__, **asdict(self.config)}
+        with replacing(folder / CONFIG) as aside:
+            aside.write_text(json.dumps(config, indent=2) + "\n")
+        if description or metrics or not (folder / CARD).exists():
+            with replacing(folder / CARD) as aside:
+                aside.write_text(self._card(folder.name, description, metrics or {}))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        device: torch.device | str | None = None,
+        revision: str | None = None,
+    ) -> Self:
+        """Load a folder, a bundled model ("lift") or a Hub repository ("user/name"), in that order.
+
+        Returns the model in evaluation mode on `device` (CPU when None), in its own dtype whatever
+        the file's. Raises FileNotFoundError (no such model), OSError (damaged weights) or
+        ValueError (a model of another class, unknown config keys, weights that do not fit).
+        """
+        config_file, weights_file = _find(str(name), cls.asset, revision)
+        model = cls(_read_config(config_file, cls))  # type: ignore[call-arg]
+        try:
+            weights = load_file(weights_file)
+        except (SafetensorError, OSError) as error:
+            raise OSError(
+                f"{weights_file} is not a whole safetensors file ({error}). Save or download it "
+                "again; if it is a Git LFS pointer, run `git lfs pull`."
+            ) from error
+        assert isinstance(model, nn.Module)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{weights_file} does not fit the {cls.__name__} that {config_file} describes: "
+                f"{error}. Take both files from the same save_pretrained."
+            ) from error
+        return model.to(device or "cpu").eval()
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        dtype: torch.dtype | None = None,
+        description: str = "",
+        metrics: Mapping[str, object] | None = None,
+    ) -> str:
+        """Upload to "user/name" on the Hub, created if need be; returns the commit's URL."""
+        api = HfApi()
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, dtype=dtype)
+            (Path(folder) / CARD).write_text(self._card(repo_id, description, metrics or {}))
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
+
+    def _card(self, name: str, description: str, metrics: Mapping[str, object]) -> str:
+        assert isinstance(self, nn.Module)
+        rows = "".join(f"| {key} | {value} |\n" for key, value in metrics.items())
+        return _CARD.format(
+            name=name,
+            description=description or f"A {type(self).__name__} for wm-gym.",
+            module=type(self).__module__,
+            kind=type(self).__name__,
+            metrics=f"\n| measure | value |\n| --- | --- |\n{rows}" if rows else "",
+            parameters=sum(p.numel() for p in self.parameters()),
+        )
+
+
+def bundled() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(str(f.parent.relative_to(ASSETS).as_posix()) for f in ASSETS.rglob(CONFIG))
+
+
+def _find(name: str, asset: str, revision: str | None) -> tuple[Path, Path]:
+    """Locate config and weights; downloads them when `name` is a Hub repository."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir() or not (folder / CONFIG).exists():
+        names = [n for n in (name, f"{name}/{asset}") if n in bundled()]
+        folder = ASSETS / names[0] if names else folder
+    if folder.is_dir():
+        for file in (CONFIG, WEIGHTS):
+            if not (folder / file).exists():
+                raise FileNotFoundError(
+                    f"{folder} holds no {file}; expected a folder written by save_pretrained."
+                )
+        return folder / CONFIG, folder / WEIGHTS
+    problem = "it is not of the form user/name"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        try:
+            return tuple(
+                Path(hf_hub_download(name, f, revision=revision)) for f in (CONFIG, WEIGHTS)
+            )
+        except (HfHubHTTPError, EntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+            problem = f"the Hub says: {error}"
+    raise FileNotFoundError(
+        f"No model {name!r}: there is no such folder, it is not bundled (bundled: "
+        f"{', '.join(bundled()) or 'none'}), and {problem}."
+    )
+
+
+def _read_config(file: Path, cls: type[Pretrained]) -> Any:
+    try:
+        values = json.loads(file.read_text())
+        kind = values.pop("class", None)
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{file} is not a JSON object ({error}); save or download it again."
+        ) from error
+    if kind != cls.__name__:
+        raise ValueError(
+            f"{file} describes a {kind or 'model of another library'}, not a {cls.__name__}."
+        )
+    try:
+        return _build(cls.config_class, values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file}: {error} It may come from another version of wm_gym.") from error
+
+
+def _build(kind: type, values: Mapping[str, Any]) -> Any:
+    """A (nested) dataclass from JSON values; lists become tuples."""
+    known = {field.name for field in fields(kind)}
+    unknown = set(values) - known
+    if unknown:
+        raise ValueError(f"{kind.__name__} has no {sorted(unknown)}; it has {sorted(known)}.")
+    hints = get_type_hints(kind)
+    return kind(**{key: _value(hints[key], value) for key, value in values.items()})
+
+
+def _value(hint: Any, value: Any) -> Any:
+    nested = next((h for h in (hint, *get_args(hint)) if is_dataclass(h)), None)
+    if isinstance(value, dict) and nested is not None:
+        return _build(nested, value)
+    if isinstance(value, list):
+        return tuple(_value(None, item) for item in value)
+    return value

@@ -1,0 +1,224 @@
+"""The imagined world: a world model draws the frames, a success classifier ends the episode."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wm_gym.checks import check_choice, check_count
+from wm_gym.contract import Played, WorldVectorEnv
+from wm_gym.noise import row_noise
+
+if TYPE_CHECKING:
+    from wm_gym.success.classifier import SuccessClassifier
+    from wm_gym.world_model.model import Memory, WorldModel
+
+
+class ImaginedVectorEnv(WorldVectorEnv):
+    """Episodes of a task that are played inside a world model (WMPO, arXiv 2511.09515).
+
+    `world_model`, `success`: a bundled name (default: the task's), a folder, a hub id, or a live
+    module, used as it is. Named ones are loaded once a process and shared. `dtype="bfloat16"` runs
+    them under autocast. `sampling_steps`: network calls a block (default: the model's own).
+    `deterministic`: one row a call, so that a row's pictures are the same bits in any batch, at
+    the price of speed. Everything else is WorldVectorEnv's.
+
+    A step succeeds where at least hold_k of its last hold_n windows have a probability of at
+    least the classifier's threshold.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        num_envs: int = 1,
+        *,
+        world_model: str | Path | WorldModel | None = None,
+        success: str | Path | SuccessClassifier | None = None,
+        device: str | torch.device | None = None,
+        dtype: str = "float32",
+        sampling_steps: int | None = None,
+        deterministic: bool = False,
+        **contract: Any,
+    ) -> None:
+        """Load the models; raises FileNotFoundError where there are none by that name."""
+        super().__init__(task, num_envs, **contract)
+        check_choice("dtype", dtype, ("float32", "bfloat16"))
+        self.dtype = dtype
+        self.deterministic = deterministic
+        if sampling_steps is not None:
+            check_count("sampling_steps", sampling_steps)
+        self.sampling_steps = sampling_steps
+        bundled = self.task.name.lower()
+        self.world_model = _world_model(world_model or bundled, device)
+        self.device = torch.device(self.world_model.device)
+        self.success = _success_classifier(success or bundled, self.device)
+        self._check_models()
+        self._pool_frames = torch.as_tensor(self.pool.frames, device=self.device)
+        self._memory: Memory | None = None  # the n rows' memories
+        self._features: Tensor | None = None  # (n, window - 1, d) of the last frames
+        self._hits: Tensor | None = None  # (n, hold_n - 1) bool, the last windows' verdicts
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Let go of the models and of the rows' memories."""
+        self.world_model = self.success = None
+        self._memory = self._features = self._hits = self._pool_frames = None
+
+    @torch.inference_mode()
+    def _begin(self, rows: np.ndarray, starts: np.ndarray) -> Tensor:
+        frames = self._pool_frames[torch.from_numpy(starts).to(self.device)]  # (m, H, W, 3)
+        self._remember(rows, frames[:, None])
+        return frames
+
+    @torch.inference_mode()
+    def _begin_from_frames(
+        self, rows: np.ndarray, frames: np.ndarray, actions: np.ndarray | None
+    ) -> Tensor:
+        past = torch.as_tensor(frames, device=self.device)
+        self._remember(rows, past)
+        return past[:, -1]
+
+    @torch.inference_mode()
+    def _play(self, rows: np.ndarray, actions: np.ndarray, steps: np.ndarray) -> Played:
+        parts = [
+            self._imagine(rows[tile], actions[tile], steps[tile]) for tile in self._tiles(rows)
+        ]
+        return parts[0] if len(parts) == 1 else _concatenate(parts)
+
+    def _tiles(self, rows: np.ndarray) -> list[slice]:
+        # Kernels may round a row differently by batch size and by place in the batch; alone in
+        # its call, a row has neither.
+        size = 1 if self.deterministic else len(rows)
+        return [slice(i, i + size) for i in range(0, len(rows), size)]
+
+    def _remember(self, rows: np.ndarray, frames: Tensor) -> None:
+        """Fill the memories of rows (m,) from their past, frames uint8 (m, T, H, W, 3)."""
+        for tile in self._tiles(rows):
+            where = torch.from_numpy(rows[tile]).to(self.device)
+            recent = frames[tile][:, 1 - self.success.config.window :]
+            with self._autocast():
+                memory = self.world_model.begin(frames[tile])
+                features = self.success.embed(self.world_model.encode(recent)).float()
+            missing = self.success.config.window - 1 - features.shape[1]
+            features = torch.cat([features[:, :1].expand(-1, missing, -1), features], 1)
+            if self._memory is None:
+                everyone = torch.zeros(self.num_envs, dtype=torch.long, device=self.device)
+                hits = self.success.hold_n - 1
+                self._memory = memory.take(everyone)
+                self._features = features[everyone]
+                self._hits = torch.zeros(self.num_envs, hits, dtype=torch.bool, device=self.device)
+            self._memory.put(where, memory)
+            self._features[where] = features
+            self._hits[where] = False
+
+    def _imagine(self, rows: np.ndarray, actions: np.ndarray, steps: np.ndarray) -> Played:
+        """Play one tile of rows; all of its K frames are drawn, and cut where the row ends."""
+        m, k = actions.shape[:2]
+        where = torch.from_numpy(rows).to(self.device)
+        shape = self.world_model.noise_shape(k)
+        keys = self.seeds[rows], self.episode[rows], self.elapsed[rows]
+        with self._autocast():
+            memory, latents = self.world_model.imagine(
+                self._memory.take(where),
+                torch.from_numpy(actions).to(self.device),
+                row_noise(*keys, shape, self.device),
+                self.sampling_steps,
+            )  # latents (m, K, C, h, w)
+            features = torch.cat([self._features[where], self.success.embed(latents).float()], 1)
+            probability = self.success.probability(features).float()  # (m, K)
+        hits = torch.cat([self._hits[where], probability >= self.success.threshold], 1)
+        held = hits.unfold(1, self.success.hold_n, 1).sum(-1) >= self.success.hold_k  # (m, K)
+        self._memory.put(where, memory)
+        self._features[where] = features[:, k:]
+        self._hits[where] = hits[:, k:]
+
+        # The one wait for the device in a step.
+        probability, held = torch.stack([probability, held.float()]).cpu().numpy()
+        played, success = cut(held > 0, steps, self.ignore_terminations)
+        last = torch.from_numpy(played - 1).to(self.device)
+        if not self.return_frames:
+            image = self._decode(latents[torch.arange(m, device=self.device), last][:, None])
+            return Played(image[:, 0], success, probability, played)
+        frames = self._decode(latents)  # (m, K, H, W, 3)
+        every = torch.arange(m, device=self.device)[:, None]
+        frames = frames[every, torch.arange(k, device=self.device).clamp_max(last[:, None])]
+        return Played(frames[:, -1], success, probability, played, frames)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        with self._autocast():
+            return self.world_model.decode(latents)
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.dtype == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    def _check_models(self) -> None:
+        size, most = self.world_model.config.image_size, self.world_model.config.max_chunk
+        if self.pool.frames.shape[1:3] != (size, size):
+            height, width = self.pool.frames.shape[1:3]
+            raise ValueError(
+                f"The world model draws {size} x {size} pictures and the starts are {height} x "
+                f"{width}; use starts recorded at the model's size."
+            )
+        if self.chunk > most:
+            raise ValueError(
+                f"This world model imagines at most {most} steps a call, got chunk={self.chunk}."
+            )
+
+
+def cut(
+    success: np.ndarray, steps: np.ndarray, ignore_terminations: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Say how many of a row's K steps count, int64 (m,), and which succeeded, bool (m, K).
+
+    success: bool (m, K), verdicts on all K frames; steps: (m,), the most that a row may play. The
+    first success ends a row's steps unless `ignore_terminations`.
+    """
+    place = np.arange(success.shape[1])
+    success = success & (place < steps[:, None])
+    if ignore_terminations:
+        return steps.copy(), success
+    played = np.where(success.any(1), success.argmax(1) + 1, steps)
+    return played, success & (place < played[:, None])
+
+
+def _concatenate(parts: list[Played]) -> Played:
+    fields = list(zip(*parts, strict=True))
+    joined = [np.concatenate(field) for field in fields[1:4]]
+    frames = None if fields[4][0] is None else torch.cat(fields[4])
+    return Played(torch.cat(fields[0]), *joined, frames)
+
+
+def _world_model(given: Any, device: Any) -> WorldModel:
+    if isinstance(given, torch.nn.Module):
+        return given.eval() if device is None else given.to(device).eval()
+    return _load_world_model(str(given), _device(device))
+
+
+def _success_classifier(given: Any, device: torch.device) -> SuccessClassifier:
+    if isinstance(given, torch.nn.Module):
+        return given.to(device).eval()
+    return _load_success_classifier(str(given), device)
+
+
+def _device(device: Any) -> torch.device:
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(default if device is None else device)
+
+
+@lru_cache(maxsize=8)
+def _load_world_model(name: str, device: torch.device) -> WorldModel:
+    from wm_gym.world_model.model import WorldModel
+
+    return WorldModel.from_pretrained(name).to(device).eval()
+
+
+@lru_cache(maxsize=8)
+def _load_success_classifier(name: str, device: torch.device) -> SuccessClassifier:
+    from wm_gym.success.classifier import SuccessClassifier
+
+    return SuccessClassifier.from_pretrained(name).to(device).eval()

@@ -1,0 +1,103 @@
+"""Scripted experts that read the simulator's state, with knobs that make them err on purpose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+OPEN, CLOSED = -1.0, 1.0
+ABOVE = 0.06  # metres over the object from where the descent begins
+NEAR = 0.012  # metres: a waypoint counts as reached
+GRASP_STEPS = 7  # control steps that the gripper needs to close
+LIFT_HEIGHT = 0.12  # metres over the table that the lift aims for
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertConfig:
+    """How well the expert plays; the defaults succeed nearly always."""
+
+    noise: float = 0.05
+    """Standard deviation of the Gaussian noise on every arm action."""
+    gain: float = 12.0
+    """Action per metre of distance to the waypoint."""
+    speed: float = 0.8
+    """Largest arm action."""
+    offset: float = 0.0
+    """Standard deviation of the horizontal error of each attempt; metres."""
+    early: float = 0.0
+    """Standard deviation of the height error of the grasp; metres, only upwards."""
+    slip: float = 0.0
+    """Chance that an attempt opens the gripper again on its way up."""
+    wander: float = 0.0
+    """Chance that an attempt begins with a walk to a random place."""
+
+
+DEMONSTRATION = ExpertConfig(noise=0.05)
+PLAY = ExpertConfig(noise=0.2, offset=0.014, early=0.012, slip=0.25, wander=0.3)
+
+
+class LiftExpert:
+    """Moves over the cube, descends, closes, lifts; tries again when the cube stayed behind."""
+
+    def __init__(self, env: Any, config: ExpertConfig, rng: np.random.Generator) -> None:
+        """Play `env` (a robosuite Lift) as `config` says, with randomness from `rng`."""
+        self.env, self.config, self.rng = env, config, rng
+        self._new_attempt()
+
+    def act(self) -> np.ndarray:
+        """Return the next action, (7,) float32 in [-1, 1]."""
+        hand = self.env.robots[0].controller.ee_pos
+        cube = self.env.sim.data.body_xpos[self.env.cube_body_id]
+        target, gripper = self._phase(hand, cube)
+        action = np.zeros(7)
+        action[:3] = np.clip(self.config.gain * (target - hand), -1, 1) * self.config.speed
+        action[:6] += self.config.noise * self.rng.standard_normal(6) * [1, 1, 1, 0.3, 0.3, 0.3]
+        action[6] = gripper
+        return np.clip(action, -1, 1).astype(np.float32)
+
+    def _phase(self, hand: np.ndarray, cube: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return the waypoint and the gripper command, and move on when a waypoint is reached."""
+        aim = cube + self.error
+        if self.phase == "wander":
+            self.clock -= 1
+            if self.clock <= 0:
+                self.phase = "approach"
+            return self.detour, OPEN
+        if self.phase == "approach":
+            if np.linalg.norm((aim - hand)[:2]) < NEAR:
+                self.phase = "descend"
+            return aim + [0, 0, ABOVE], OPEN
+        if self.phase == "descend":
+            if np.linalg.norm(aim - hand) < NEAR:
+                self.phase, self.clock = "grasp", GRASP_STEPS
+            return aim, OPEN
+        if self.phase == "grasp":
+            self.clock -= 1
+            if self.clock <= 0:
+                self.phase, self.clock = "lift", self.slip_after
+                self.lift = np.array([hand[0], hand[1], self.table + LIFT_HEIGHT])
+            return np.append(aim[:2], hand[2]), CLOSED
+        self.clock -= 1
+        missed = hand[2] - cube[2] > 0.04
+        if missed or self.clock <= 0:
+            self._new_attempt()
+            return hand, OPEN
+        return self.lift, CLOSED
+
+    def _new_attempt(self) -> None:
+        config, rng = self.config, self.rng
+        self.table = float(self.env.table_offset[2])
+        self.error = np.append(config.offset * rng.standard_normal(2), 0.0)
+        self.error[2] = abs(config.early * rng.standard_normal())
+        self.slip_after = rng.integers(2, 12) if rng.random() < config.slip else 10_000
+        self.phase, self.clock = "approach", 0
+        if rng.random() < config.wander:
+            self.phase, self.clock = "wander", int(rng.integers(4, 16))
+            self.detour = np.array(
+                [*rng.uniform(-0.15, 0.15, 2), self.table + rng.uniform(0.03, 0.2)]
+            )
+
+
+EXPERTS = {"Lift": LiftExpert}

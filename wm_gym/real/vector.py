@@ -1,0 +1,69 @@
+"""The real world behind the contract: robosuite, played by a pool of simulator processes."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from wm_gym.contract import Played, WorldVectorEnv
+from wm_gym.real.pool import SimulationPool
+
+
+class RealVectorEnv(WorldVectorEnv):
+    """n episodes in robosuite, played by `workers` processes.
+
+    A row is nothing but its simulator state, so any worker can play any row, a row costs no memory
+    to speak of, and a worker that dies is replaced without loss. A picture is rendered only where
+    it is looked at: the last of a chunk, or each with `return_frames`. `full_meshes=True` draws
+    every triangle of the robot instead of those that a pixel can show.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        num_envs: int = 1,
+        *,
+        workers: int | None = None,
+        full_meshes: bool = False,
+        **contract: Any,
+    ) -> None:
+        """Start the simulators; `contract` holds the keywords of `WorldVectorEnv`."""
+        super().__init__(task, num_envs, **contract)
+        workers = workers or min(num_envs, os.cpu_count() or 1)
+        self._simulations = SimulationPool(self.task, workers, full_meshes)
+        self._states = np.zeros((num_envs, self.pool.states.shape[1]))
+
+    def _begin(self, rows: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        self._states[rows] = self.pool.states[starts]
+        return self.pool.frames[starts]
+
+    def _play(self, rows: np.ndarray, actions: np.ndarray, steps: np.ndarray) -> Played:
+        stop = not self.ignore_terminations
+        requests = [
+            (self._states[row], actions[i, : steps[i]], stop, self.return_frames)
+            for i, row in enumerate(rows)
+        ]
+        results = self._simulations.map("play", requests)
+        self._states[rows] = [result.state for result in results]
+        m, k = actions.shape[:2]
+        success = np.zeros((m, k), bool)
+        for i, result in enumerate(results):
+            success[i, : len(result.success)] = result.success
+        frames = None
+        if self.return_frames:
+            shown = [np.minimum(np.arange(k), len(result.frames) - 1) for result in results]
+            frames = np.stack([r.frames[index] for r, index in zip(results, shown, strict=True)])
+        return Played(
+            image=np.stack([result.frames[-1] for result in results]),
+            success=success,
+            probability=success.astype(np.float32),
+            played=np.array([len(result.success) for result in results]),
+            frames=frames,
+        )
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """End the simulator processes."""
+        if hasattr(self, "_simulations"):
+            self._simulations.close()

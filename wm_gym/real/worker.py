@@ -1,0 +1,113 @@
+"""The process that owns one simulator, driven over its pipes by `wm_gym.real.pool`.
+
+Every request is a pure function of its arguments (the state travels with it), so a worker that dies
+loses nothing: the same request goes to its successor. The worker ends when its input does, so it
+cannot outlive the process that started it, however that one ended.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import traceback
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from wm_gym.real.expert import EXPERTS, ExpertConfig
+from wm_gym.real.simulation import Simulation
+from wm_gym.tasks import Task
+
+
+class Playback(NamedTuple):
+    """What came of playing some actions from a state."""
+
+    state: np.ndarray  # (d,) float64, after the last action played
+    frames: np.ndarray  # (played, H, W, 3) uint8, or only the last one: (1, H, W, 3)
+    success: np.ndarray  # (played,) bool
+    states: np.ndarray  # (played, p) float64: time, qpos, qvel after each action
+
+
+class Recording(NamedTuple):
+    """An episode of the scripted expert."""
+
+    frames: np.ndarray  # (t + 1, H, W, 3) uint8
+    actions: np.ndarray  # (t, 7) float32
+    success: np.ndarray  # (t,) bool
+    states: np.ndarray  # (t + 1, p) float64
+
+
+class Worker:
+    """The requests a worker answers."""
+
+    def __init__(self, task: Task, full_meshes: bool) -> None:
+        self.simulation = Simulation(task, full_meshes)
+
+    def sample_start(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draw a start: its state (d,) float64 and its picture (H, W, 3) uint8."""
+        state = self.simulation.sample_start(seed)
+        return state, self.simulation.render()
+
+    def play(
+        self, state: np.ndarray, actions: np.ndarray, stop_on_success: bool, every_frame: bool
+    ) -> Playback:
+        """Play `actions` (k, 7) from `state`, at most until the first success."""
+        simulation = self.simulation
+        simulation.set_state(state)
+        frames, success, states = [], [], []
+        for action in actions:
+            simulation.step(action)
+            success.append(simulation.success())
+            states.append(simulation.get_state()[: simulation.physics_size])
+            if every_frame:
+                frames.append(simulation.render())
+            if stop_on_success and success[-1]:
+                break
+        if not every_frame:
+            frames.append(simulation.render())
+        return Playback(
+            simulation.get_state(), np.stack(frames), np.array(success), np.stack(states)
+        )
+
+    def demonstrate(
+        self, state: np.ndarray, expert: ExpertConfig, seed: int, steps: int, tail: int
+    ) -> Recording:
+        """Let the expert play from `state`: `steps` steps, or `tail` past its first success."""
+        simulation = self.simulation
+        simulation.set_state(state)
+        player = EXPERTS[simulation.task.name](simulation.env, expert, np.random.default_rng(seed))
+        frames, states = [simulation.render()], [state[: simulation.physics_size]]
+        actions, success = [], []
+        end = steps
+        while len(actions) < end:
+            actions.append(player.act())
+            simulation.step(actions[-1])
+            success.append(simulation.success())
+            frames.append(simulation.render())
+            states.append(simulation.get_state()[: simulation.physics_size])
+            if success[-1] and not any(success[:-1]):
+                end = len(actions) + tail
+        return Recording(np.stack(frames), np.stack(actions), np.array(success), np.stack(states))
+
+
+def main() -> None:
+    """Answer requests until the input ends."""
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints goes to the error stream, not into the answers
+    try:
+        worker: Any = Worker(*pickle.load(requests))
+        reply: tuple[str, Any] = ("ready", None)
+    except Exception as error:
+        reply = ("failed", error if isinstance(error, ImportError) else traceback.format_exc())
+    while True:
+        pickle.dump(reply, answers, protocol=pickle.HIGHEST_PROTOCOL)
+        answers.flush()
+        try:
+            name, arguments = pickle.load(requests)
+        except EOFError:
+            return
+        try:
+            reply = ("done", getattr(worker, name)(*arguments))
+        except Exception:
+            reply = ("failed", traceback.format_exc())

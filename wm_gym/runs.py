@@ -1,0 +1,119 @@
+"""A run is a folder: config.json, metrics.jsonl, TensorBoard, checkpoints, marks of done stages."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from wm_gym.files import replacing
+
+
+class Run:
+    """Where a run writes, and what it finds there when it is resumed.
+
+    Raises FileExistsError where the folder holds a run and `resume` is off, and ValueError where it
+    holds a run with another config.
+    """
+
+    def __init__(self, folder: str | Path, config: Any = None, resume: bool = False) -> None:
+        self.folder = Path(folder)
+        self.config = _plain(config)
+        path = self.folder / "config.json"
+        if path.exists():
+            if not resume:
+                raise FileExistsError(
+                    f"{self.folder} holds a run already; continue it with --resume, or choose "
+                    "another folder."
+                )
+            _check_same(json.loads(path.read_text()), self.config, path)
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, self.config)
+        self._tensorboard: SummaryWriter | None = None
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one line to metrics.jsonl and the same numbers to TensorBoard."""
+        record = {"step": step, **{name: float(value) for name, value in metrics.items()}}
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self._tensorboard is None:
+            self._tensorboard = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
+        for name, value in metrics.items():
+            self._tensorboard.add_scalar(name, value, step)
+        self._tensorboard.flush()
+
+    def metrics(self) -> list[dict[str, float]]:
+        """Every line logged so far; a line cut short by a kill is left out."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text().split("\n") if path.exists() else []
+        return [json.loads(line) for line in lines[:-1]]  # a whole line ends with a newline
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged at `step` and after, so that a resumed run logs it once."""
+        kept = [record for record in self.metrics() if record["step"] < step]
+        with replacing(self.folder / "metrics.jsonl") as aside:
+            aside.write_text("".join(json.dumps(record) + "\n" for record in kept))
+
+    def save(self, state: dict[str, Any], name: str = "last") -> None:
+        """Write checkpoints/`name`.pt, all or nothing."""
+        with replacing(self.folder / "checkpoints" / f"{name}.pt") as aside:
+            torch.save(state, aside)
+
+    def load(self, name: str = "last") -> dict[str, Any] | None:
+        """Read checkpoints/`name`.pt on the CPU, or None where there is none."""
+        path = self.folder / "checkpoints" / f"{name}.pt"
+        if not path.exists():
+            return None
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+    def stage(self, name: str) -> Run:
+        """Open the run folder of one stage of this run, below it; always resumable."""
+        return Run(self.folder / name, self.config, resume=True)
+
+    def once(self, name: str, work: Callable[[], Mapping[str, Any] | None]) -> dict[str, Any]:
+        """Do `work` unless its marker done/`name`.json is there; return what it reported.
+
+        The marker holds the report, and the seconds that this last attempt took.
+        """
+        path = self.folder / "done" / f"{name}.json"
+        if path.exists():
+            return json.loads(path.read_text())
+        began = time.perf_counter()
+        report = dict(work() or {})
+        report["seconds"] = round(time.perf_counter() - began, 2)
+        write_json(path, report)
+        return report
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, all or nothing."""
+    with replacing(path) as aside:
+        aside.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    if config is None:
+        return {}
+    value = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
+    return json.loads(json.dumps(value, default=str))  # as JSON will give it back: lists, strings
+
+
+def _check_same(found: dict[str, Any], given: dict[str, Any], path: Path) -> None:
+    keys = sorted(found.keys() | given.keys())
+    differ = [
+        f"{k}: {found.get(k)!r} there, {given.get(k)!r} now"
+        for k in keys
+        if found.get(k) != given.get(k)
+    ]
+    if differ:
+        raise ValueError(
+            f"{path} belongs to a run with another config ({'; '.join(differ)}); resume it with "
+            "the same config, or choose another folder."
+        )

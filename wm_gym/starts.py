@@ -1,0 +1,94 @@
+"""Starts: the paired initial conditions (simulator state and first picture) of a task, by split."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from wm_gym.files import replacing
+from wm_gym.tasks import get_task
+
+SPLITS = ("train", "validation", "test")
+FILE_NAME = "starts.npz"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StartPool:
+    """The starts of one split; index s means the same start in the real and the imagined world."""
+
+    frames: np.ndarray
+    """(s, H, W, 3) uint8, the first picture."""
+    states: np.ndarray
+    """(s, d) float64, the flattened simulator state behind it."""
+    task: str
+    split: str
+
+    def __post_init__(self) -> None:
+        """Check shapes and dtypes; raises ValueError."""
+        frames, states = self.frames, self.states
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
+            raise ValueError(
+                f"Start frames must be uint8 (s, H, W, 3) with s >= 1, got {frames.dtype} "
+                f"{frames.shape}; record them again."
+            )
+        if states.dtype != np.float64 or states.ndim != 2 or len(states) != len(frames):
+            raise ValueError(
+                f"Start states must be float64 ({len(frames)}, d), one a frame, got {states.dtype} "
+                f"{states.shape}; record them again."
+            )
+
+    def __len__(self) -> int:
+        """Count the starts."""
+        return len(self.frames)
+
+
+def load_starts(task: str, split: str, folder: Path | str | None = None) -> StartPool:
+    """Read one split of a task's starts, from the bundled file or from `folder`/starts.npz.
+
+    Raises ValueError for an unknown task or split and for a damaged or foreign file,
+    FileNotFoundError where there is none.
+    """
+    bundled = Path(__file__).parent / "assets" / get_task(task).name.lower()
+    if split not in SPLITS:
+        raise ValueError(f"Unknown split {split!r}; expected one of {', '.join(SPLITS)}.")
+    path = (bundled if folder is None else Path(folder)) / FILE_NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"No starts for task {task!r} at {path}; pass the folder that holds {FILE_NAME} as "
+            "`starts`, or write one with wm_gym.save_starts."
+        )
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return StartPool(arrays[f"{split}_frames"], arrays[f"{split}_states"], task, split)
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} does not hold the {split} starts of task {task!r} ({error}); expected arrays "
+            f"{split}_frames and {split}_states as wm_gym.save_starts writes them."
+        ) from error
+
+
+def save_starts(pools: Sequence[StartPool], folder: Path | str) -> Path:
+    """Write the splits of one task to `folder`/starts.npz, all or nothing, and return the path.
+
+    Raises ValueError where two pools share a task-and-split, belong to different tasks, or hold
+    the same simulator state: the splits are disjoint.
+    """
+    if len({pool.task for pool in pools}) != 1 or len({p.split for p in pools}) != len(pools):
+        names = [f"{pool.task}/{pool.split}" for pool in pools]
+        raise ValueError(f"Expected distinct splits of one task, got {names}; save tasks apart.")
+    states = np.concatenate([pool.states for pool in pools])
+    if len(np.unique(states, axis=0)) != len(states):
+        raise ValueError(
+            f"{len(states) - len(np.unique(states, axis=0))} of {len(states)} starts repeat "
+            "another one; draw every start of every split anew."
+        )
+    arrays = {f"{pool.split}_frames": pool.frames for pool in pools}
+    arrays |= {f"{pool.split}_states": pool.states for pool in pools}
+    path = Path(folder) / FILE_NAME
+    with replacing(path) as aside, aside.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    return path
