@@ -48,6 +48,8 @@ class TokenVLA(nn.Module, Pretrained):
     """Picture (H, W, 3) uint8 and instruction in, a chunk of k actions of 7 numbers out.
 
     Every token has a categorical distribution over `bins`: softmax(logits / temperature), float32.
+    A logit is a free number plus a parabola over the bins whose middle and width are predicted too:
+    bins are ordered, and a few dozen demonstrations cannot teach that to 256 separate classes.
     The same temperature holds in `act` and `log_prob`, so the two always agree. Events are tokens:
     event e belongs to control step e // 7 of the chunk.
     """
@@ -72,8 +74,12 @@ class TokenVLA(nn.Module, Pretrained):
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, config.action_dim * config.bins)
-        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self.bell = nn.Linear(config.width, config.action_dim * 2)
+        self.aim = nn.Linear(config.width, events)
+        centres = (torch.arange(config.bins) + 0.5) * (2 / config.bins) - 1
+        self.register_buffer("centres", centres, persistent=False)
 
     def logits(self, obs: Mapping[str, Any], instructions: Sequence[str]) -> Tensor:
         """Logits before the temperature, (n, events, bins) float32."""
@@ -89,13 +95,18 @@ class TokenVLA(nn.Module, Pretrained):
                 f"{image.dtype} {tuple(image.shape)} and {len(instructions)}; a policy sees "
                 "pictures of the size it was made for (TokenVLAConfig.image_size)."
             )
-        seen = self.stem(image)  # (n, tokens, width)
+        seen, places = self.stem(image)  # (n, tokens, width), (n, width)
         told = self._read(instructions).to(seen.dtype)  # (n, 1, width)
-        x = torch.cat([seen, told, self.queries.to(seen.dtype).expand(n, -1, -1)], dim=1)
+        queries = self.queries.to(seen.dtype) + places[:, None]  # (n, chunk, width)
+        x = torch.cat([seen, told, queries], dim=1)
         for block in self.blocks[:-1]:
             x = block(x, x)
         x = self.blocks[-1](x[:, -self.chunk :], x)  # only the queries are read from the last block
-        return self.head(self.norm(x)).float().view(n, -1, self.config.bins)
+        x = self.norm(x)
+        free = self.head(x).float().view(n, -1, self.config.bins)
+        middle, width = self.bell(x).float().view(n, -1, 2).chunk(2, -1)  # (n, events, 1)
+        middle = middle + self.aim(places).float().unsqueeze(-1)  # straight from the keypoints
+        return free - 0.5 * ((self.centres - middle) / (0.02 + F.softplus(width - 1))).square()
 
     def act(
         self,
@@ -129,8 +140,7 @@ class TokenVLA(nn.Module, Pretrained):
 
     def detokenize(self, token: Tensor) -> Tensor:
         """Centres of bins: (n, events) -> (n, k, 7) float32 in (-1, 1)."""
-        centre = (token.float() + 0.5) * (2 / self.config.bins) - 1
-        return centre.view(-1, self.chunk, self.config.action_dim)
+        return self.centres[token].view(-1, self.chunk, self.config.action_dim)
 
     def _log_softmax(self, logits: Tensor) -> Tensor:
         return F.log_softmax(logits.float() / self.temperature, dim=-1)
@@ -147,10 +157,10 @@ class TokenVLA(nn.Module, Pretrained):
 
 
 class Stem(nn.Module):
-    """uint8 pictures to (n, (H/8)(W/8) + 1, width) tokens, convolved at H/2 and H/4 on the way.
+    """uint8 pictures to (n, (H/8)(W/8), width) tokens, convolved at H/2 and H/4 on the way.
 
     Grasping needs an error under two pixels, so positions are kept fine until the last 2x2 merge,
-    which stacks neighbours and loses nothing. The last token holds keypoints: expected positions
+    which stacks neighbours and loses nothing. Beside the tokens come keypoints: expected positions
     under softmax maps (Finn et al. 2016), from which "where is the cube from the hand" is linear.
     """
 
@@ -179,9 +189,11 @@ class Stem(nn.Module):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
         nn.init.kaiming_normal_(self.merge.weight, nonlinearity="linear")
+        # Sharp from the start: the mean position under a flat map is the centre, wherever the cube.
+        nn.init.normal_(self.maps.weight, std=1.0)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Image uint8 (n, H, W, 3) -> tokens (n, (H/8)(W/8) + 1, width)."""
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Image uint8 (n, H, W, 3) -> tokens (n, (H/8)(W/8), width), keypoints (n, width)."""
         x = F.pixel_unshuffle(image.permute(0, 3, 1, 2).float() / 127.5 - 1, 2)  # (n, 12, H/2, W/2)
         x = torch.cat([x, self.grid.expand(len(x), -1, -1, -1)], dim=1)
         x = F.relu(self.first(x.contiguous(memory_format=torch.channels_last)))
@@ -190,7 +202,7 @@ class Stem(nn.Module):
             x = block(x)
         places = self.locate(self._keypoints(x))  # (n, width)
         x = F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)  # (n, tokens, 4c)
-        return torch.cat([self.merge(x) + self.position, places[:, None]], dim=1)
+        return self.merge(x) + self.position, places
 
     def _keypoints(self, x: Tensor) -> Tensor:
         """Expected (y, x) of every map, in [-1, 1]: (n, c, h, w) -> (n, 2 * keypoints) float32."""

@@ -149,6 +149,51 @@ def test_chunk_that_does_not_divide_the_horizon_plays_what_is_left():
     assert np.array_equal(obs["image"], info["frames"][:, -1])
 
 
+def test_every_frame_says_whether_the_task_was_done_then():
+    # ScriptedEnv succeeds at one step only, so the predicate is lost again right after it.
+    env = ScriptedEnv(
+        [NEVER, 2, 4],
+        chunk=3,
+        horizon=5,
+        return_frames=True,
+        ignore_terminations=True,
+        autoreset_mode="Disabled",
+    )
+    env.reset(seed=0)
+    first, second = (env.step(zeros(env))[-1]["frames_success"] for _ in range(2))
+    assert first.tolist() == [[False] * 3, [False, True, False], [False] * 3]
+    assert second.tolist() == [[False] * 3, [False] * 3, [True, False, False]]
+
+
+def test_frames_success_is_false_after_the_last_step_played_and_while_frozen():
+    env = ScriptedEnv([NEVER, 1], chunk=2, return_frames=True, autoreset_mode="Disabled")
+    _, info = env.reset(seed=0)
+    assert info["frames_success"].tolist() == [[False, False], [False, False]]
+    assert env.step(zeros(env))[-1]["frames_success"].tolist() == [[False, False], [True, False]]
+    assert not env.step(zeros(env))[-1]["frames_success"].any()
+
+
+def test_next_step_has_no_success_in_the_frames_of_a_row_being_reset():
+    env = ScriptedEnv([1, 2], return_frames=True)
+    env.reset(seed=0)
+    rows = [env.step(zeros(env))[-1]["frames_success"][:, 0].tolist() for _ in range(3)]
+    assert rows == [[True, False], [False, True], [True, False]]
+
+
+def test_same_step_keeps_the_success_of_ended_frames_in_final_info_alone():
+    env = ScriptedEnv([1, NEVER], autoreset_mode="SameStep", return_frames=True)
+    env.reset(seed=0)
+    info = env.step(zeros(env))[-1]
+    assert info["final_info"]["frames_success"].tolist() == [[True], [False]]
+    assert info["frames_success"].tolist() == [[False], [False]]
+
+
+def test_frames_success_comes_only_with_frames():
+    env = ScriptedEnv([1])
+    env.reset(seed=0)
+    assert "frames_success" not in env.step(zeros(env))[-1]
+
+
 def test_success_at_the_horizon_terminates_and_does_not_truncate():
     env = ScriptedEnv([3], horizon=3, chunk=3)
     env.reset(seed=0)
@@ -366,6 +411,7 @@ def test_dtypes_and_shapes_of_a_numpy_step():
         "played": ("int64", (2,)),
         "frames": ("uint8", (2, 4, 8, 8, 3)),
         "frames_mask": ("bool", (2, 4)),
+        "frames_success": ("bool", (2, 4)),
     }
 
 

@@ -60,7 +60,9 @@ class WorldVectorEnv(VectorEnv):
     (float32, at the last step played), `elapsed_steps`, `start` (int64, -1 for a picture),
     `active` (False where the step played nothing for the row: frozen or being reset), `clipped`
     (int64, played action values that were outside the box), `played` (int64, control steps), and
-    with `return_frames` `frames` (n, K, H, W, 3) uint8 with `frames_mask` (n, K).
+    with `return_frames` `frames` (n, K, H, W, 3) uint8, `frames_mask` (n, K) bool, True where a
+    frame was really played, and `frames_success` (n, K) bool, the success predicate at each of
+    these frames, False where not played.
 
     `reset(seed=s)` seeds row i with s + i, a list seeds row by row, None continues a row's stream.
     options: `reset_mask` bool (n,); `start` int (n,); or `frames` uint8 (n, T, H, W, 3) with
@@ -170,7 +172,7 @@ class WorldVectorEnv(VectorEnv):
         actions = actions.reshape(self.num_envs, self.chunk, -1)
         outside = outside.reshape(actions.shape).sum(-1)  # (n, K) values clipped
         active = ~self._over
-        played, first, frames = self._advance(active, actions)
+        played, first, result = self._advance(active, actions)
         terminated = first & (not self.ignore_terminations)
         truncated = active & (self.elapsed >= self.horizon) & ~terminated
         ended = terminated | truncated
@@ -179,13 +181,13 @@ class WorldVectorEnv(VectorEnv):
 
         if self.autoreset_mode is AutoresetMode.NEXT_STEP and not active.all():
             self._enter(np.flatnonzero(~active))
-        info = self._info(active, played, clipped, frames)
+        info = self._info(active, played, clipped, result)
         if self.autoreset_mode is AutoresetMode.SAME_STEP and ended.any():
             final = {"final_obs": self._observe(), "_final_obs": self._give(ended)}
             final |= {"final_info": info, "_final_info": self._give(ended)}
             self._enter(np.flatnonzero(ended))
             played[ended], clipped[ended] = 0, 0
-            info = self._info(active, played, clipped, frames) | final
+            info = self._info(active, played, clipped, result) | final
         reward = first.astype(np.float32 if self.output == "torch" else np.float64)
         reward, terminated, truncated = map(self._give, (reward, terminated, truncated))
         return self._observe(), reward, terminated, truncated, info
@@ -208,8 +210,8 @@ class WorldVectorEnv(VectorEnv):
 
     def _advance(
         self, active: np.ndarray, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, Any]:
-        """Play the active rows; return played int64 (n,), first successes bool (n,) and frames."""
+    ) -> tuple[np.ndarray, np.ndarray, Played | None]:
+        """Play the active rows; return steps int64 (n,), first successes bool (n,) and the rest."""
         played, first = np.zeros(self.num_envs, np.int64), np.zeros(self.num_envs, bool)
         rows = np.flatnonzero(active)
         if not len(rows):
@@ -222,7 +224,7 @@ class WorldVectorEnv(VectorEnv):
         self.elapsed += played
         self._success |= first
         self._probability[rows] = result.probability[np.arange(len(rows)), result.played - 1]
-        return played, first, result.frames
+        return played, first, result
 
     def _enter(self, rows: np.ndarray, starts: np.ndarray | None = None) -> None:
         """Begin the next episode of rows (m,), at starts (m,) or at those that their seeds draw."""
@@ -248,9 +250,13 @@ class WorldVectorEnv(VectorEnv):
         self._over[rows] = False
 
     def _info(
-        self, active: np.ndarray, played: np.ndarray, clipped: np.ndarray, frames: Any = None
+        self,
+        active: np.ndarray,
+        played: np.ndarray,
+        clipped: np.ndarray,
+        result: Played | None = None,
     ) -> dict[str, Any]:
-        """Say where every row stands; `frames` (m, K, H, W, 3) are those of the active rows."""
+        """Say where every row stands; `result` is what the m active rows have just played."""
         info = {
             "success": self._success,
             "success_probability": self._probability,
@@ -266,10 +272,13 @@ class WorldVectorEnv(VectorEnv):
             kept = np.flatnonzero(played[rows] > 0)  # the others have begun their next episode
             shown = self._blank((self.num_envs, self.chunk, *self._image.shape[1:]))
             shown[:] = self._image[:, None]
-            if len(kept):
-                shown[self._give(rows[kept])] = self._take(frames)[self._give(kept)]
             mask = np.arange(self.chunk) < played[:, None]
+            success = np.zeros_like(mask)
+            if len(kept):
+                shown[self._give(rows[kept])] = self._take(result.frames)[self._give(kept)]
+                success[rows[kept]] = result.success[kept]
             info |= {"frames": shown, "frames_mask": self._give(mask)}
+            info["frames_success"] = self._give(success)
         return info
 
     def _observe(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from wm_gym.files import replacing
+from wm_gym.tasks import TASKS
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 ASSETS = Path(__file__).parent / "assets"
@@ -46,7 +47,7 @@ from {module} import {kind}
 model = {kind}.from_pretrained("{name}")
 ```
 {metrics}
-A `{kind}` of [wm-gym](https://pypi.org/project/wm-gym), {parameters:,} weights. The method is WMPO
+A `{kind}` of wm-gym, {parameters:,} weights. The method is WMPO
 ([arXiv 2511.09515](https://arxiv.org/abs/2511.09515)).
 """
 
@@ -176,7 +177,8 @@ def _find(name: str, asset: str, revision: str | None) -> tuple[Path, Path]:
                 )
         return folder / CONFIG, folder / WEIGHTS
     problem = "it is not of the form user/name"
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    ours = name.split("/")[0] in {task.lower() for task in TASKS}
+    if not ours and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         try:
             return tuple(
                 Path(hf_hub_download(name, f, revision=revision)) for f in (CONFIG, WEIGHTS)

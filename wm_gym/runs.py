@@ -74,8 +74,16 @@ class Run:
         return torch.load(path, map_location="cpu", weights_only=True)
 
     def stage(self, name: str) -> Run:
-        """Open the run folder of one stage of this run, below it; always resumable."""
-        return Run(self.folder / name, self.config, resume=True)
+        """Open training/`name`, the run folder of one stage of this run; always resumable."""
+        return Run(self.folder / "training" / name, self.config, resume=True)
+
+    def is_done(self, name: str) -> bool:
+        """Whether `once` has finished this piece of work."""
+        return (self.folder / "done" / f"{name}.json").exists()
+
+    def done(self) -> list[Path]:
+        """Return the markers of the finished pieces of work."""
+        return sorted((self.folder / "done").glob("*.json"))
 
     def once(self, name: str, work: Callable[[], Mapping[str, Any] | None]) -> dict[str, Any]:
         """Do `work` unless its marker done/`name`.json is there; return what it reported.

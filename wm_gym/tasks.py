@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Camera:
-    """A fixed camera: MuJoCo's name for it, where it stands, what it looks at, its field of view."""
+    """A fixed camera: MuJoCo's name for it, its place, what it looks at, its field of view."""
 
     name: str
     position: tuple[float, float, float]

@@ -117,7 +117,7 @@ def test_word_hashes_are_fixed():
 def test_tokens_of_a_new_policy_depend_on_the_picture():
     torch.manual_seed(0)
     image = torch.randint(0, 256, (32, 16, 16, 3), dtype=torch.uint8)
-    assert TokenVLA(SMALL).stem(image).std(0).mean() > 0.1
+    assert TokenVLA(SMALL).stem(image)[0].std(0).mean() > 0.1
 
 
 def test_wrong_pictures_are_refused_with_the_expected_shape(policy):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium.vector import AutoresetMode
 from tqdm import tqdm
 
 from wm_gym.data.episodes import Episode
@@ -21,7 +22,7 @@ FIRST_SEED = {"train": 0, "validation": 1_000_000, "test": 2_000_000}
 
 
 def draw_starts(task: Task, split: str, count: int, pool: SimulationPool) -> StartPool:
-    """Draw `count` starts of a split; the splits' seeds do not overlap, so neither do the splits."""
+    """Draw `count` starts of a split; no two splits share a seed, so neither a start."""
     first = FIRST_SEED[split]
     drawn = []
     for batch in tqdm(_batches(range(first, first + count), pool), f"{split} starts"):
@@ -75,8 +76,10 @@ def record_policy(
 
     `env` is `make_vec(..., backend="real", chunk=K, autoreset_mode="disabled",
     ignore_terminations=True, return_frames=True, horizon=task.horizon + TAIL)`: an episode goes on
-    past its success and is cut TAIL steps after it, or at the task's horizon without one.
+    past its success and is cut TAIL steps after it, or at the task's horizon without one. An
+    interrupted recording continues where it stopped. Raises ValueError for another environment.
     """
+    _check_recordable(env, task)
     with EpisodeWriter(path, environment(task)) as writer:
         with tqdm(total=len(indices), initial=len(writer), desc=source, unit="episode") as bar:
             while len(writer) < len(indices):
@@ -107,6 +110,22 @@ def environment(task: Task) -> dict[str, Any]:
     }
 
 
+def _check_recordable(env: Any, task: Task) -> None:
+    world = env.unwrapped
+    wanted = {
+        "autoreset_mode": AutoresetMode.DISABLED,
+        "ignore_terminations": True,
+        "return_frames": True,
+        "horizon": task.horizon + TAIL,
+    }
+    wrong = {k: getattr(world, k) for k, v in wanted.items() if getattr(world, k) != v}
+    if wrong or len(world.single_action_space.shape) != 2:
+        raise ValueError(
+            f"Recording needs an environment with chunk=K and {wanted}, got action shape "
+            f"{world.single_action_space.shape} and {wrong}; make it with these keywords."
+        )
+
+
 def _play_wave(
     env: Any, act: Callable, starts: np.ndarray, horizon: int, source: str, seed: int
 ) -> Iterator[Episode]:
@@ -120,7 +139,7 @@ def _play_wave(
         obs, _, _, _, info = env.step(action)
         frames.append(info["frames"])
         actions.append(action)
-        success.append(info["frame_success"])
+        success.append(info["frames_success"])
     pictures, played, done = (np.concatenate(x, axis=1) for x in (frames, actions, success))
     for row in range(n):
         first = int(done[row].argmax()) if done[row].any() else None

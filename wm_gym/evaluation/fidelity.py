@@ -15,6 +15,8 @@ from wm_gym.noise import row_noise
 if TYPE_CHECKING:
     from wm_gym.world_model.model import WorldModel
 
+STEPS = (1, 8, 16, 32, 48)  # where a replay is judged
+
 
 @torch.inference_mode()
 def replay(
@@ -22,16 +24,16 @@ def replay(
     frames: Tensor,
     actions: Tensor,
     *,
-    chunk: int = 8,
+    chunk: int | None = None,
     sampling_steps: int | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """Imagine on from the first pictures under recorded actions, `chunk` steps a call.
+    """Imagine on from the first pictures under recorded actions, `chunk` steps a call (or most).
 
     frames: (n, H, W, 3) uint8, where the episodes begin; actions: (n, t, 7) float32. Returns
     (n, t, H, W, 3) uint8 on the CPU.
     """
-    device = model.device
+    device, chunk = model.device, chunk or model.config.max_chunk
     memory = model.begin(frames[:, None].to(device))
     rows = np.arange(len(frames))
     imagined = []
@@ -45,6 +47,17 @@ def replay(
     return torch.cat(imagined, dim=1)
 
 
+def long_enough(episodes: Sequence[Episode], steps: int = max(STEPS)) -> list[Episode]:
+    """Return the episodes that `replay_report` can compare; raises ValueError for less than 2."""
+    long = [e for e in episodes if len(e) >= steps]
+    if len(long) < 2:
+        raise ValueError(
+            f"A replay needs 2 episodes of at least {steps} steps, got {len(long)} of "
+            f"{len(episodes)}; pass more episodes or fewer steps."
+        )
+    return long
+
+
 def psnr(pictures: Tensor, reference: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each picture, uint8 (..., H, W, 3) to (...) float32 dB."""
     error = pictures.float() - reference.float()
@@ -52,7 +65,7 @@ def psnr(pictures: Tensor, reference: Tensor) -> Tensor:
 
 
 def replay_report(
-    model: WorldModel, episodes: Sequence[Episode], steps: Sequence[int] = (1, 8, 16, 32, 48)
+    model: WorldModel, episodes: Sequence[Episode], steps: Sequence[int] = STEPS
 ) -> dict[str, float]:
     """Replay held-out episodes and compare picture by picture; returns dB, means over episodes.
 
@@ -60,12 +73,7 @@ def replay_report(
     under the actions of another episode, which has to be far lower in a model that obeys them.
     """
     longest = max(steps)
-    long = [e for e in episodes if len(e) >= longest]
-    if len(long) < 2:
-        raise ValueError(
-            f"A replay needs 2 episodes of at least {longest} steps, got {len(long)} of "
-            f"{len(episodes)}; pass more episodes or fewer steps."
-        )
+    long = long_enough(episodes, longest)
     frames = torch.from_numpy(np.stack([e.frames[: longest + 1] for e in long]))
     actions = torch.from_numpy(np.stack([e.actions[:longest] for e in long]))
     first, rest = frames[:, 0], frames[:, 1:]

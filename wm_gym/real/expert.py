@@ -9,7 +9,7 @@ import numpy as np
 
 OPEN, CLOSED = -1.0, 1.0
 ABOVE = 0.06  # metres over the object from where the descent begins
-NEAR = 0.012  # metres: a waypoint counts as reached
+NEAR = 0.015  # metres: a waypoint counts as reached
 GRASP_STEPS = 7  # control steps that the gripper needs to close
 LIFT_HEIGHT = 0.12  # metres over the table that the lift aims for
 
@@ -18,11 +18,11 @@ LIFT_HEIGHT = 0.12  # metres over the table that the lift aims for
 class ExpertConfig:
     """How well the expert plays; the defaults succeed nearly always."""
 
-    noise: float = 0.05
+    noise: float = 0.03
     """Standard deviation of the Gaussian noise on every arm action."""
-    gain: float = 12.0
-    """Action per metre of distance to the waypoint."""
-    speed: float = 0.8
+    gain: float = 20.0
+    """Action per metre of distance to the waypoint; an action of 1 asks for 0.05 m."""
+    speed: float = 1.0
     """Largest arm action."""
     offset: float = 0.0
     """Standard deviation of the horizontal error of each attempt; metres."""
@@ -34,8 +34,8 @@ class ExpertConfig:
     """Chance that an attempt begins with a walk to a random place."""
 
 
-DEMONSTRATION = ExpertConfig(noise=0.05)
-PLAY = ExpertConfig(noise=0.2, offset=0.014, early=0.012, slip=0.25, wander=0.3)
+DEMONSTRATION = ExpertConfig()
+PLAY = ExpertConfig(noise=0.15, offset=0.018, early=0.015, slip=0.3, wander=0.3)
 
 
 class LiftExpert:

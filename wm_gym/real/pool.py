@@ -17,6 +17,7 @@ from wm_gym.tasks import Task
 
 START_TIMEOUT = 120.0  # seconds for a worker to build its simulator
 CALL_TIMEOUT = 120.0  # seconds for one request; a chunk of 8 steps takes a tenth of one
+COMMAND = "from wm_gym.real.worker import main; main()"  # what a worker process runs
 
 
 class WorkerDied(RuntimeError):
@@ -32,9 +33,15 @@ class SimulationPool:
         self._arguments = (task, full_meshes)
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="simulation")
         self._idle: queue.Queue[_Process] = queue.Queue()
-        for process in [_Process(self._arguments) for _ in range(workers)]:
-            process.receive(START_TIMEOUT)
-            self._idle.put(process)
+        processes = [_Process(self._arguments) for _ in range(workers)]
+        try:
+            for process in processes:
+                process.receive(START_TIMEOUT)
+                self._idle.put(process)
+        except BaseException:
+            for process in processes:
+                process.close()
+            raise
         self.workers = workers
 
     def map(self, name: str, requests: list[tuple]) -> list[Any]:
@@ -49,6 +56,14 @@ class SimulationPool:
         finally:
             for future in futures:
                 future.cancel()
+
+    def __enter__(self) -> SimulationPool:
+        """Return the pool; it closes with the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End all processes."""
+        self.close()
 
     def close(self) -> None:
         """End all processes; safe to call twice."""
@@ -83,11 +98,12 @@ class _Process:
         # One GL thread a worker: the workers are the parallelism.
         threads = {"LP_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from wm_gym.real.worker import main; main()"],
+            [sys.executable, "-c", COMMAND],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={**os.environ, **threads, "MUJOCO_GL": choose_gl(), "PYTHONPATH": path},
+            process_group=0,  # Ctrl-C is for this process: workers end when their input does
         )
         self._send(arguments)
 
@@ -106,7 +122,9 @@ class _Process:
         except (EOFError, pickle.UnpicklingError):
             raise WorkerDied(f"process ended with code {self._process.wait()}") from None
         if kind == "failed":
-            raise answer if isinstance(answer, ImportError) else RuntimeError(f"robosuite:\n{answer}")
+            if isinstance(answer, ImportError):
+                raise answer
+            raise RuntimeError(f"robosuite:\n{answer}")
         return answer
 
     def close(self) -> None:
@@ -122,5 +140,5 @@ class _Process:
         try:
             pickle.dump(message, self._process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
             self._process.stdin.flush()
-        except (BrokenPipeError, OSError):
+        except (OSError, ValueError):  # ValueError: given up, and its pipes closed
             raise WorkerDied(f"process ended with code {self._process.wait()}") from None

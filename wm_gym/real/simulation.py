@@ -66,6 +66,7 @@ class Simulation:
     def render(self) -> np.ndarray:
         """Return a fresh picture (H, W, 3) uint8, upright."""
         size = self.task.image_size
+        self._make_current()
         picture = self.env.sim.render(width=size, height=size, camera_name=self.task.camera.name)
         return np.ascontiguousarray(picture[::-1])
 
@@ -106,13 +107,18 @@ class Simulation:
     def close(self) -> None:
         """Free the simulator and its GL context; safe to call twice."""
         if self.env is not None:
+            self._make_current()
             self.env.close()
             self.env = None
+
+    def _make_current(self) -> None:
+        # robosuite does it once, at construction; another simulator may have come since.
+        self.env.sim._render_context_offscreen.gl_ctx.make_current()
 
 
 @contextlib.contextmanager
 def numpy_seed(seed: int) -> Iterator[None]:
-    """Run with NumPy's global generator at `seed` (robosuite 1.4 draws from it), then put it back."""
+    """Run with NumPy's global generator at `seed`, which robosuite 1.4 draws from."""
     before = np.random.get_state()
     np.random.seed(seed % 2**32)
     try:

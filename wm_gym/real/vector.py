@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from wm_gym.checks import check_count
 from wm_gym.contract import Played, WorldVectorEnv
 from wm_gym.real.pool import SimulationPool
 
@@ -31,7 +32,9 @@ class RealVectorEnv(WorldVectorEnv):
     ) -> None:
         """Start the simulators; `contract` holds the keywords of `WorldVectorEnv`."""
         super().__init__(task, num_envs, **contract)
-        workers = workers or min(num_envs, os.cpu_count() or 1)
+        if workers is None:
+            workers = min(num_envs, os.cpu_count() or 1)
+        check_count("workers", workers)
         self._simulations = SimulationPool(self.task, workers, full_meshes)
         self._states = np.zeros((num_envs, self.pool.states.shape[1]))
 

@@ -95,14 +95,17 @@ def main() -> None:
     """Answer requests until the input ends."""
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints goes to the error stream, not into the answers
+    worker: Any = None
     try:
-        worker: Any = Worker(*pickle.load(requests))
+        worker = Worker(*pickle.load(requests))
         reply: tuple[str, Any] = ("ready", None)
     except Exception as error:
         reply = ("failed", error if isinstance(error, ImportError) else traceback.format_exc())
     while True:
         pickle.dump(reply, answers, protocol=pickle.HIGHEST_PROTOCOL)
         answers.flush()
+        if worker is None:
+            return
         try:
             name, arguments = pickle.load(requests)
         except EOFError:

@@ -87,11 +87,11 @@ def calibrate(
     of equal ones the middle. When none meets the limit, the one with the fewest false successes.
     """
     successes = [int(label.argmax()) if label.any() else None for label in labels]
-    grid = np.arange(0.05, 0.96, 0.05)
+    grid = np.arange(1, 20) / 20
     scores = [episode_scores(probabilities, successes, float(t), k, n) for t in grid]
     fewest = max(min(s[3] for s in scores), false_success_limit)
     best = max(s[2] for s in scores if s[3] <= fewest)
     equal = [i for i, s in enumerate(scores) if s[3] <= fewest and s[2] == best]
     chosen = equal[len(equal) // 2]
     curve, error = reliability_curve(np.concatenate(probabilities), np.concatenate(labels))
-    return Calibration(round(float(grid[chosen]), 2), error, curve, *scores[chosen])
+    return Calibration(float(grid[chosen]), error, curve, *scores[chosen])

@@ -45,7 +45,7 @@ class SuccessClassifier(nn.Module, Pretrained):
         """Build with random weights."""
         super().__init__()
         self.config = config
-        w, final = config.width, config.size // 4
+        w, final = config.width, -(-config.size // 4)  # halved twice, rounded up
         self.frame = nn.Sequential(
             nn.Conv2d(config.channels, w, 3, padding=1),
             nn.SiLU(),

@@ -52,15 +52,17 @@ def train_classifier(
     """
     torch.manual_seed(config.seed)
     held_out = set(holdout_episodes([e.source for e in episodes], config.held_out, config.seed))
-    windows = SuccessWindows([e for i, e in enumerate(episodes) if i not in held_out])
+    fit = [e for i, e in enumerate(episodes) if i not in held_out]
+    windows = SuccessWindows(fit, window=shape.window)
     windows = windows.reweight(_weights(windows, config))
     device = encode(windows.batch([0])["frames"]).device
     classifier = SuccessClassifier(shape).to(device).train()
     optimizer = torch.optim.AdamW(
         classifier.parameters(), config.learning_rate, weight_decay=config.weight_decay
     )
+    # It divides by pct_start x steps - 1, so the share is none that makes this 0.
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, config.steps, pct_start=0.05
+        optimizer, config.learning_rate, config.steps, pct_start=0.051
     )
     generator = torch.Generator().manual_seed(config.seed)
     bar = trange(config.steps, desc="success classifier")
@@ -78,9 +80,7 @@ def train_classifier(
     classifier.eval()
     probabilities = [watch(classifier, encode, episodes[i]) for i in sorted(held_out)]
     labels = [_labels(episodes[i]) for i in sorted(held_out)]
-    found = calibrate(
-        probabilities, labels, shape.hold_k, shape.hold_n, config.false_success_limit
-    )
+    found = calibrate(probabilities, labels, shape.hold_k, shape.hold_n, config.false_success_limit)
     classifier.config = replace(shape, threshold=found.threshold)
     return classifier, found
 

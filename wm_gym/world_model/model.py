@@ -94,4 +94,3 @@ class WorldModel(nn.Module, Pretrained):
 def stack(memory: Memory) -> Tensor:
     """Return the frames of a memory in one tensor, (n, 1 + m, c, h, w), the anchor first."""
     return torch.cat([memory.anchor[:, None], memory.recent], dim=1)
-

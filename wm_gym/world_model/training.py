@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from wm_gym.data.episodes import Episode
 from wm_gym.data.windows import Windows, holdout_episodes
-from wm_gym.evaluation.fidelity import replay_report
+from wm_gym.evaluation.fidelity import long_enough, replay_report
 from wm_gym.runs import Run
 from wm_gym.world_model.flow import add_noise, draw_times
 from wm_gym.world_model.memory import Memory
@@ -65,6 +65,7 @@ def train_world_model(
     """
     held_out = set(holdout_episodes([e.source for e in episodes], config.held_out, config.seed))
     fit = [e for i, e in enumerate(episodes) if i not in held_out]
+    judged = long_enough([episodes[i] for i in sorted(held_out)])
     block = model.config.max_chunk
     windows = Windows(fit, memory=model.config.memory, block=block * (1 + config.own_blocks))
     windows = windows.reweight(event_weights(windows, fit, config.event_weight))
@@ -81,7 +82,7 @@ def train_world_model(
         if done % config.validate_every and done != config.steps:
             continue
         with learner.averaged():
-            report = replay_report(model, [episodes[i] for i in sorted(held_out)])
+            report = replay_report(model, judged)
         speed = len(losses) / (time.perf_counter() - began)
         loss = sum(losses) / len(losses)
         run.log(done, {"train/loss": loss, "time/steps_per_second": speed} | _named(report))
@@ -93,7 +94,7 @@ def train_world_model(
     bar.close()
     learner.average.copy_to(model.parameters())
     model.eval()
-    return report or replay_report(model, [episodes[i] for i in sorted(held_out)])
+    return report or replay_report(model, judged)
 
 
 class Learner:
@@ -128,7 +129,8 @@ class Learner:
         own = int(torch.randint(config.own_blocks + 1, (), generator=generator))
         frames = torch.cat([batch["anchor"][:, None], batch["memory"]], dim=1)
         latents = model.encode(frames)
-        memory = self._imagine_on(Memory(latents[:, 0], latents[:, 1:]), batch["actions"], own)
+        memory = Memory(latents[:, 0], latents[:, 1:])
+        memory = self._imagine_on(memory, batch["actions"], own, generator)
 
         block = slice(own * k, (own + 1) * k)
         chosen = torch.randperm(k, generator=generator)[: config.frames].sort().values
@@ -148,16 +150,21 @@ class Learner:
         return frame_loss(predicted, clean, memory.anchor, valid, config.change_weight)
 
     @torch.no_grad()
-    def _imagine_on(self, memory: Memory, actions: Tensor, blocks: int) -> Memory:
+    def _imagine_on(
+        self, memory: Memory, actions: Tensor, blocks: int, generator: torch.Generator
+    ) -> Memory:
         """Replace the memory by the model's own after some blocks of these actions."""
-        k = self.model.config.max_chunk
+        model, k, m = self.model, self.model.config.max_chunk, memory.recent.shape[1]
+        level = memory.anchor.new_full((len(actions),), model.config.memory_level)
         for block in range(blocks):
-            chosen = actions[:, block * k : (block + 1) * k].to(self.model.device)
-            noise = torch.randn(
-                len(chosen), *self.model.noise_shape(k), device=self.model.device
-            )
-            with torch.autocast(self.model.device.type, torch.bfloat16):
-                memory, _ = self.model.imagine(memory, chosen, noise)
+            chosen = actions[:, block * k : (block + 1) * k].to(model.device)
+            with torch.autocast(model.device.type, torch.bfloat16):
+                ahead = model.denoiser.look_ahead(stack(memory), chosen, level)
+                ahead = ahead._replace(frames=ahead.frames[:, -m:])  # all that is remembered
+                shape = (len(chosen), *model.noise_shape(ahead.frames.shape[1]))
+                noise = draw(shape, generator, memory.recent)
+                latents = model.denoiser(noise, torch.ones_like(level), ahead)
+            memory = memory.advance(latents.clamp(-1, 1))
         return memory
 
     def averaged(self) -> Averaged:
@@ -177,6 +184,7 @@ class Learner:
         """Load the run's last checkpoint, if any; returns the step to go on with."""
         state = run.load()
         if state is None:
+            run.rewind(0)
             return 0
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])

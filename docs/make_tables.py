@@ -1,0 +1,148 @@
+"""Writes the tables of README.md and docs/results.md from docs/results/*.json.
+
+make tables                              rewrites them
+python docs/make_tables.py --check       says which differ from the files, and exits 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wm_gym.evaluation.statistics import Difference, Rate
+
+RESULTS = Path("docs/results")
+PAGES = (Path("README.md"), Path("docs/results.md"))
+MISSING = "*Not measured yet.*"
+
+
+def results(content: Mapping[str, Any]) -> str:
+    """lift_wmpo.json in short: every run, the pooled gain, the controls, what it cost."""
+    runs = [
+        (
+            f"replicate {run['replicate']}, seed {run['seed']}",
+            _rate(run["base"]),
+            _rate(run["improved"]),
+            _points(run["paired_difference"]),
+            f"{_percent(run['imagined_base'])} → {_percent(run['imagined_improved'])}",
+        )
+        for run in content["runs"]
+    ]
+    pooled = ("**all runs**", "", "", f"**{_points(content['pooled'])}**", "")
+    head = ("run", "base policy", "improved policy", "paired difference", "the same, imagined")
+    counts = content["real_episodes"]
+    controls = [(name.replace("_", " "), _rate(rate)) for name, rate in content["controls"].items()]
+    return "\n\n".join(
+        [
+            "Success in robosuite on test starts, with its 95 % Wilson interval; the difference is "
+            "paired by start, with its bootstrap interval.",
+            _table(head, [*runs, pooled]),
+            "Controls, on the same test starts:",
+            _table(("control", "success"), controls),
+            "Real episodes used: "
+            + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in counts.items())
+            + f". {_machine(content)}",
+        ]
+    )
+
+
+def stages(content: Mapping[str, Any]) -> str:
+    """How long each stage of lift_wmpo.json took, and how to do it again."""
+    rows = [(name, _minutes(seconds)) for name, seconds in content["wall_seconds"].items()]
+    rows.append(("**all**", _minutes(sum(content["wall_seconds"].values()))))
+    return f"{_table(('stage', 'wall time'), rows)}\n\n{_made(content)} {_machine(content)}"
+
+
+def speed(content: Mapping[str, Any]) -> str:
+    """speed.json: its `rows` (flat objects with the same keys), as they are."""
+    head = list(content["rows"][0])
+    rows = [[_cell(row[key]) for key in head] for row in content["rows"]]
+    table = _table([key.replace("_", " ") for key in head], rows)
+    return f"{table}\n\n{_made(content)} {_machine(content)}"
+
+
+# Section between <!-- NAME:begin --> and <!-- NAME:end -->: the file it shows, and how.
+SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+    "results": ("lift_wmpo.json", results),
+    "stages": ("lift_wmpo.json", stages),
+    "speed": ("speed.json", speed),
+}
+
+
+def fill(page: str, folder: Path) -> str:
+    """Return `page` with each of its marked sections written anew from the files in `folder`."""
+    for name, (file, write) in SECTIONS.items():
+        path = folder / file
+        body = write(json.loads(path.read_text())) if path.exists() else MISSING
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        marked = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        page = marked.sub(lambda _, text=f"{begin}\n{body}\n{end}": text, page)
+    return page
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rewrite or check the pages; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing, exit 1 on a change")
+    parser.add_argument("--root", type=Path, default=Path(__file__).parents[1], help="the checkout")
+    options = parser.parse_args(arguments)
+    stale = []
+    for page in PAGES:
+        path = options.root / page
+        old = path.read_text()
+        new = fill(old, options.root / RESULTS)
+        if new != old:
+            stale.append(str(page))
+            if not options.check:
+                path.write_text(new)
+    if stale and options.check:
+        print(f"{', '.join(stale)}: tables differ from {RESULTS}; run `make tables`.")
+    elif stale:
+        print(f"Rewrote {', '.join(stale)}.")
+    return int(bool(stale and options.check))
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _rate(rate: Mapping[str, Any]) -> str:
+    return str(Rate(*(rate[field] for field in Rate._fields)))
+
+
+def _points(difference: Mapping[str, Any]) -> str:
+    return str(Difference(*(difference[field] for field in Difference._fields)))
+
+
+def _percent(rate: Mapping[str, Any]) -> str:
+    return f"{100 * rate['rate']:.1f} %"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def _made(content: Mapping[str, Any]) -> str:
+    seeds = ", ".join(map(str, content["seeds"]))
+    commit = str(content["commit"])[:12]
+    return f"Made by `{content['command']}` at commit `{commit}`, seeds {seeds}."
+
+
+def _machine(content: Mapping[str, Any]) -> str:
+    machine = content["machine"]
+    gpu = f", {machine['gpu']}" if machine.get("gpu") else ", no GPU"
+    return f"Machine: {machine['cores']} cores of {machine['cpu']}{gpu}; {content['date'][:10]}."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

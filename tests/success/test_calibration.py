@@ -1,0 +1,123 @@
+"""Reliability and the threshold rule, on episodes short enough to judge by eye."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from wm_gym.success.calibration import (
+    calibrate,
+    episode_scores,
+    first_success,
+    reliability_curve,
+)
+
+
+def test_the_calibration_error_by_hand():
+    probability = np.array([0.1, 0.3, 0.2, 0.6, 1.0])
+    label = np.array([False, True, False, True, True])
+    curve, error = reliability_curve(probability, label, bins=2)
+    # Below 1/2: 0.2 is predicted and 1/3 happens, 3 windows; above: 0.8 and 1, 2 windows.
+    assert curve == [pytest.approx((0.2, 1 / 3, 3)), pytest.approx((0.8, 1.0, 2))]
+    assert error == pytest.approx(0.6 * (1 / 3 - 0.2) + 0.4 * 0.2)
+
+
+def test_bins_without_windows_are_left_out():
+    curve, error = reliability_curve(np.array([0.05, 0.95]), np.array([True, False]))
+    assert [count for *_, count in curve] == [1, 1]
+    assert error == pytest.approx(0.95)
+
+
+def test_a_sure_and_right_classifier_has_no_error():
+    label = np.array([True, False, True])
+    assert reliability_curve(label.astype(np.float32), label)[1] == 0.0
+
+
+def test_the_first_success_is_the_first_step_that_holds():
+    probability = np.array([0.6, 0.2, 0.5, 0.4, 0.7])
+    assert first_success(probability, 0.5, 1, 1) == 0
+    assert first_success(probability, 0.5, 2, 3) == 2
+    assert first_success(probability, 0.4, 2, 2) == 3
+    assert first_success(probability, 0.8, 1, 1) is None
+
+
+def spikes(*peaks: tuple[int, float]) -> np.ndarray:
+    """Six probabilities that are 0 except at some steps."""
+    probability = np.zeros(6)
+    for step, value in peaks:
+        probability[step] = value
+    return probability
+
+
+def test_scores_by_episode_by_hand():
+    probabilities = [spikes((4, 0.9)), spikes((1, 0.9)), spikes((2, 0.9)), spikes(), spikes()]
+    successes = [2, 3, None, None, 5]
+    # Two hits (2 late, 2 early), one false success of two failures, one of three missed.
+    scores = episode_scores(probabilities, successes, 0.5, 1, 1)
+    assert scores == pytest.approx((2 / 3, 2 / 3, 2 / 3, 1 / 2, 0.0))
+
+
+def test_the_delay_is_a_mean_over_the_hits():
+    scores = episode_scores([spikes((4, 0.9)), spikes((3, 0.9))], [2, 3], 0.5, 1, 1)
+    assert scores == pytest.approx((1.0, 1.0, 1.0, 0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("probability", "success", "scores"),
+    [(spikes(), None, (0, 0, 0, 0, 0)), (spikes(), 3, (0, 0, 0, 0, 0))],
+)
+def test_scores_without_a_verdict_are_zero(probability, success, scores):
+    assert episode_scores([probability], [success], 0.5, 1, 1) == scores
+
+
+def labels(*successes: int | None) -> list[np.ndarray]:
+    """True from the given step on."""
+    return [np.arange(6) >= (99 if s is None else s) for s in successes]
+
+
+def test_the_threshold_is_the_middle_of_the_best_ones():
+    # Up to 0.45 the failure is a success too; 0.5, 0.55 and 0.6 are right about both.
+    found = calibrate([spikes((2, 0.62)), spikes((3, 0.48))], labels(1, None), 1, 1)
+    assert found.threshold == 0.55
+    assert (found.precision, found.recall, found.f1) == (1, 1, 1)
+    assert (found.false_success, found.delay) == (0, 1)
+
+
+def test_a_threshold_with_too_many_false_successes_is_not_chosen_for_its_f1():
+    # At 0.05 to 0.4: three hits, one false success of one failure, F1 6/7. From 0.45 to 0.8: none
+    # false, but one hit of three, F1 1/2.
+    probabilities = [spikes((2, p)) for p in (0.82, 0.42, 0.42)] + [spikes((2, 0.43))]
+    truth = labels(2, 2, 2, None)
+    strict = calibrate(probabilities, truth, 1, 1, false_success_limit=0.5)
+    assert (strict.threshold, strict.f1, strict.false_success) == (0.65, 0.5, 0)
+    loose = calibrate(probabilities, truth, 1, 1, false_success_limit=1.0)
+    assert (loose.threshold, loose.false_success) == (0.25, 1)
+    assert loose.f1 == pytest.approx(6 / 7)
+
+
+def test_where_no_threshold_meets_the_limit_the_fewest_false_successes_win():
+    # One failure is always called a success, the other up to 0.4.
+    probabilities = [spikes((2, 0.52)), spikes((2, 1.0)), spikes((2, 0.42))]
+    found = calibrate(probabilities, labels(2, None, None), 1, 1, false_success_limit=0.05)
+    assert (found.threshold, found.false_success, found.recall) == (0.5, 0.5, 1)
+
+
+def test_a_probability_on_the_grid_is_a_hit_at_the_threshold_that_is_kept():
+    # Only 0.35 and above is free of false successes, and only 0.35 itself is a hit.
+    found = calibrate([spikes((2, 0.35)), spikes((3, 0.34))], labels(2, None), 1, 1)
+    assert (found.threshold, found.f1) == (0.35, 1.0)
+
+
+def test_the_verdict_rule_is_part_of_the_calibration():
+    # A single spike is no success when two of three windows must hit.
+    episodes = [spikes((3, 0.8), (5, 0.8)), spikes((2, 0.95))]
+    found = calibrate(episodes, labels(3, None), 2, 3)
+    assert (found.f1, found.false_success, found.delay) == (1, 0, 2)
+    assert found.threshold == 0.45  # of 0.05, ..., 0.8, sixteen, the ninth
+
+
+def test_reliability_is_over_all_windows():
+    found = calibrate([spikes((2, 0.62)), spikes((3, 0.48))], labels(2, None), 1, 1)
+    assert sum(count for *_, count in found.reliability) == 12
+    # Bins: ten zeros of which three succeed, 0.48 which does not, 0.62 which does.
+    assert found.expected_calibration_error == pytest.approx((3 + 0.48 + 0.38) / 12)

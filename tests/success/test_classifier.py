@@ -1,0 +1,110 @@
+"""The success classifier: windows, their padding, and the verdict rule."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from wm_gym.success.classifier import SuccessClassifier, SuccessConfig, held, pad_features
+
+TINY = SuccessConfig(channels=3, size=8, width=8, features=5)
+
+
+@pytest.fixture
+def classifier() -> SuccessClassifier:
+    """Its verdicts differ enough to be told apart: new ones are all near 1/2."""
+    classifier = SuccessClassifier(TINY).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for weights in classifier.parameters():
+        torch.nn.init.normal_(weights, std=0.3, generator=generator)
+    return classifier
+
+
+def latents(n: int = 2, t: int = 12) -> Tensor:
+    return torch.randn(n, t, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def hits(text: str) -> Tensor:
+    return torch.tensor([c == "1" for c in text])
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "expected"),
+    [
+        (1, 1, "0110100011"),
+        (2, 2, "0010000001"),
+        (2, 3, "0011100001"),  # 3 and 4: two of the windows 1, 2, 3 and 2, 3, 4
+        (3, 3, "0000000000"),
+        (1, 3, "0111111011"),
+    ],
+)
+def test_a_success_holds_where_k_of_the_last_n_windows_hit(k, n, expected):
+    assert held(hits("0110100011"), k, n).tolist() == hits(expected).tolist()
+
+
+def test_windows_before_the_first_count_as_misses():
+    assert held(hits("11"), 2, 4).tolist() == [False, True]
+    assert held(hits("1"), 2, 2).tolist() == [False]
+
+
+def test_rows_are_judged_apart():
+    rows = torch.stack([hits("1000"), hits("0011")])
+    assert held(rows, 2, 2).tolist() == [[False] * 4, [False, False, False, True]]
+
+
+def test_an_episode_is_padded_with_its_first_frame():
+    features = torch.arange(6.0).view(1, 3, 2)
+    padded = pad_features(features, window=4)
+    assert padded[0].tolist() == [[0, 1]] * 3 + [[0, 1], [2, 3], [4, 5]]
+
+
+def test_a_verdict_reads_the_frames_of_its_window_in_order(classifier):
+    features = classifier.embed(latents())
+    by_hand = [classifier.verdict(features[:, i : i + 8].mT.flatten(1))[:, 0] for i in range(5)]
+    torch.testing.assert_close(classifier.logits(features), torch.stack(by_hand, 1))
+
+
+def test_probability_is_the_logistic_of_the_log_odds(classifier):
+    features = classifier.embed(latents())
+    odds = classifier.logits(features).exp()
+    torch.testing.assert_close(classifier.probability(features), odds / (1 + odds))
+
+
+def test_watching_an_episode_equals_its_windows_one_frame_at_a_time(classifier):
+    frames, seen = latents(), []
+    recent = classifier.embed(frames[:, :1]).expand(-1, 8, -1)  # the first frame, at rest
+    for t in range(frames.shape[1]):
+        recent = torch.cat([recent[:, 1:], classifier.embed(frames[:, t : t + 1])], 1)
+        seen.append(classifier.probability(recent)[:, 0])
+    torch.testing.assert_close(classifier.watch(frames), torch.stack(seen, 1))
+    assert classifier.watch(frames).std() > 0.1
+
+
+@pytest.mark.parametrize("frame", [0, 4])
+def test_a_frame_matters_from_its_own_step_to_the_end_of_its_window(classifier, frame):
+    frames = latents(n=1, t=14)
+    before = classifier.watch(frames)[0]
+    frames[:, frame] *= -3
+    differ = (classifier.watch(frames)[0] - before).abs() > 1e-6
+    assert differ.nonzero().flatten().tolist() == list(range(frame, frame + 8))
+
+
+def test_features_have_one_row_a_frame(classifier):
+    assert classifier.embed(latents()).shape == (2, 12, 5)
+    assert classifier.watch(latents()).shape == (2, 12)
+
+
+@pytest.mark.parametrize("size", [1, 4, 6, 7, 16])
+def test_latents_of_any_size_are_embedded(size):
+    classifier = SuccessClassifier(SuccessConfig(channels=3, size=size, width=4, features=5))
+    assert classifier.embed(torch.zeros(1, 2, 3, size, size)).shape == (1, 2, 5)
+
+
+def test_the_verdict_rule_is_saved_with_the_weights(tmp_path):
+    rule = {"threshold": 0.35, "hold_k": 3, "hold_n": 5}
+    classifier = SuccessClassifier(SuccessConfig(channels=3, size=8, width=8, features=5, **rule))
+    classifier.eval().save_pretrained(tmp_path)
+    loaded = SuccessClassifier.from_pretrained(tmp_path)
+    assert {name: getattr(loaded, name) for name in rule} == rule
+    assert torch.equal(loaded.watch(latents()), classifier.watch(latents()))

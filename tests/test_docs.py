@@ -1,0 +1,109 @@
+"""Published tables are what the results files say."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = "# Page\n\n<!-- results:begin -->\nold\n<!-- results:end -->\n\nThe rest stays.\n"
+ORIGIN = {
+    "command": "wm-gym wmpo",
+    "commit": "0123456789abcdef",
+    "machine": {"cpu": "Z80", "cores": 2, "gpu": None},
+    "seeds": [0, 1],
+    "date": "2026-11-22T12:00:00+00:00",
+}
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_tables", ROOT / "docs/make_tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """A checkout with two pages, and a result in which 40 % become 60 %."""
+    base = {"n": 200, "successes": 80, "rate": 0.4, "low": 0.334, "high": 0.469}
+    improved = {"n": 200, "successes": 120, "rate": 0.6, "low": 0.531, "high": 0.666}
+    difference = {"points": 20.0, "low": 12.0, "high": 28.0}
+    run = {
+        "replicate": 0,
+        "seed": 1,
+        "base": base,
+        "improved": improved,
+        "imagined_base": {**base, "rate": 0.45},
+        "imagined_improved": {**improved, "rate": 0.7},
+        "paired_difference": difference,
+        "episodes": [],
+    }
+    result = {
+        **ORIGIN,
+        "runs": [run],
+        "pooled": difference,
+        "controls": {"more_cloning": base},
+        "real_episodes": {"demonstrations": 60, "play": 240, "rollouts": 128, "validation": 64},
+        "wall_seconds": {"clone": 90.0, "grpo": 600.0},
+    }
+    (tmp_path / "docs/results").mkdir(parents=True)
+    (tmp_path / "docs/results/lift_wmpo.json").write_text(json.dumps(result))
+    (tmp_path / "docs/results.md").write_text(PAGE.replace("results", "stages"))
+    (tmp_path / "README.md").write_text(PAGE)
+    return tmp_path
+
+
+def test_tables_agree_with_the_published_results(tables, capsys):
+    if not any((ROOT / "docs/results").glob("*.json")):
+        pytest.skip("no results are published yet")
+    assert tables.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_a_section_is_written_from_its_file_and_the_rest_stays(tables, checkout):
+    assert tables.main(["--root", str(checkout)]) == 0
+    page = (checkout / "README.md").read_text()
+    assert "old" not in page and page.endswith("\n\nThe rest stays.\n")
+    row = next(line for line in page.splitlines() if line.startswith("| replicate 0, seed 1"))
+    assert row.split(" | ")[1:] == [
+        "40.0 % [33.4, 46.9] (n = 200)",
+        "60.0 % [53.1, 66.6] (n = 200)",
+        "+20.0 points [12.0, 28.0]",
+        "45.0 % → 70.0 % |",
+    ]
+    assert "| more cloning | 40.0 % [33.4, 46.9] (n = 200) |" in page
+    assert "60 demonstrations, 240 play, 128 rollouts, 64 validation" in page
+    assert "2 cores of Z80, no GPU; 2026-11-22." in page
+
+
+def test_stages_are_minutes_with_their_sum(tables, checkout):
+    tables.main(["--root", str(checkout)])
+    page = (checkout / "docs/results.md").read_text()
+    assert "| clone | 1.5 min |\n| grpo | 10.0 min |\n| **all** | 11.5 min |" in page
+    assert "`wm-gym wmpo` at commit `0123456789ab`, seeds 0, 1." in page
+
+
+def test_check_fails_on_a_stale_page_and_leaves_it_alone(tables, checkout, capsys):
+    assert tables.main(["--check", "--root", str(checkout)]) == 1
+    assert "README.md, docs/results.md: tables differ" in capsys.readouterr().out
+    assert (checkout / "README.md").read_text() == PAGE
+    tables.main(["--root", str(checkout)])
+    assert tables.main(["--check", "--root", str(checkout)]) == 0
+
+
+def test_speed_rows_become_a_table_as_they_are(tables, tmp_path):
+    rows = [{"world": "imagined", "environments": 64, "steps_per_second": 1234.5}]
+    (tmp_path / "speed.json").write_text(json.dumps({**ORIGIN, "rows": rows}))
+    page = tables.fill("<!-- speed:begin --><!-- speed:end -->", tmp_path)
+    assert "| world | environments | steps per second |" in page
+    assert "| imagined | 64 | 1,234 |" in page
+
+
+def test_without_a_file_a_section_says_that_nothing_is_measured(tables, tmp_path):
+    page = tables.fill(PAGE, tmp_path)
+    assert page == PAGE.replace("old", "*Not measured yet.*")

@@ -1,0 +1,264 @@
+"""WMPO from nothing: real episodes, a world model of them, GRPO inside it, and the real test.
+
+    wm-gym wmpo --task Lift --budget 128 --out runs/lift
+
+Every stage is a function of (config, run), a subcommand of its own, and writes into the run folder;
+a stage whose result is there is skipped, one that was killed goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+import wm_gym  # noqa: F401  registers the environments
+from policies.token import TokenVLA, TokenVLAConfig
+from trainers import bc, grpo
+from trainers.rollout import autocast, evaluate
+from wm_gym.data.collection import TAIL, draw_starts, record_expert, record_policy
+from wm_gym.data.episodes import Episode, load
+from wm_gym.evaluation.statistics import rate
+from wm_gym.real.expert import DEMONSTRATION, PLAY
+from wm_gym.real.pool import SimulationPool
+from wm_gym.runs import Run
+from wm_gym.starts import load_starts, save_starts
+from wm_gym.success.classifier import SuccessConfig
+from wm_gym.success.training import SuccessTrainingConfig, train_classifier
+from wm_gym.tasks import Task, get_task
+from wm_gym.world_model.model import WorldModel
+from wm_gym.world_model.presets import PRESETS
+from wm_gym.world_model.training import WorldModelTrainingConfig, train_world_model
+
+STARTS = {"train": 512, "validation": 128, "test": 256}
+
+
+@dataclass(frozen=True, slots=True)
+class WMPOConfig:
+    """One replicate of the whole method; the defaults are those of the published results."""
+
+    task: str = "Lift"
+    budget: int = 128
+    """Real episodes of the base policy (the paper's P: 128 or 1280)."""
+    demonstrations: int = 80
+    """Real episodes of the scripted expert that the base policy clones."""
+    play: int = 220
+    """Real episodes of an expert that errs on purpose, for world model and classifier."""
+    seed: int = 0
+    """Of the replicate: which starts are demonstrated, every initial weight, every draw."""
+    grpo_seeds: tuple[int, ...] = (0, 1)
+    """One improved policy for each of these, from the same base policy and world model."""
+    out: Path = Path("runs/lift")
+    workers: int | None = None
+    """Simulator processes; one a core by default."""
+    imagined_envs: int = 128
+    """Imagined episodes side by side."""
+    clone: bc.BCConfig = field(default_factory=bc.BCConfig)
+    world_model: WorldModelTrainingConfig = field(default_factory=WorldModelTrainingConfig)
+    success: SuccessTrainingConfig = field(default_factory=SuccessTrainingConfig)
+    grpo: grpo.GRPOConfig = field(default_factory=grpo.GRPOConfig)
+
+    @property
+    def facts(self) -> Task:
+        """The task itself."""
+        return get_task(self.task)
+
+
+def starts(config: WMPOConfig, run: Run) -> dict[str, Any]:
+    """Draw the three pools of starts: the same ones for every run and replicate."""
+    with simulations(config) as pool:
+        pools = [draw_starts(config.facts, split, n, pool) for split, n in STARTS.items()]
+    save_starts(pools, run.folder)
+    return dict(STARTS)
+
+
+def demonstrations(config: WMPOConfig, run: Run) -> dict[str, Any]:
+    """Record the expert, and the expert that errs, from different training starts."""
+    pool_of_starts = load_starts(config.task, "train", run.folder)
+    order = np.random.default_rng(config.seed).permutation(len(pool_of_starts))
+    cut, end = config.demonstrations, config.demonstrations + config.play
+    parts = {
+        "demonstrations": (order[:cut], DEMONSTRATION),
+        "play": (order[cut:end], PLAY),
+    }
+    with simulations(config) as pool:
+        for source, (indices, expert) in parts.items():
+            path = data_file(run, source)
+            record_expert(
+                path,
+                config.facts,
+                pool_of_starts,
+                indices,
+                expert,
+                source=source,
+                seed=config.seed,
+                pool=pool,
+            )
+    return {source: len(indices) for source, (indices, _) in parts.items()}
+
+
+def clone(config: WMPOConfig, run: Run) -> dict[str, Any]:
+    """Clone the demonstrations into the base policy, and play it on the validation starts."""
+    chunks = bc.chunks_from(
+        episodes(run, "demonstrations"), config.facts.instruction, 8, after_success=4
+    )
+    torch.manual_seed(config.seed)
+    policy = bc.train(config.clone, TokenVLA(TokenVLAConfig()), chunks, run.stage("clone"))
+    policy.save_pretrained(run.folder / "policy_base")
+    with closing(real_env(config, run, "validation", STARTS["validation"])) as env:
+        played = evaluate(policy, env, range(STARTS["validation"]), dtype=config.grpo.dtype)
+    print(f"Base policy, real validation starts: {rate(played.success)}")
+    return {"validation": rate(played.success)._asdict()}
+
+
+def rollouts(config: WMPOConfig, run: Run) -> dict[str, Any]:
+    """Record `budget` real episodes of the base policy, sampled as GRPO will sample it."""
+    policy = TokenVLA.from_pretrained(run.folder / "policy_base")
+    policy.temperature = config.grpo.temperature
+    generator = torch.Generator().manual_seed(config.seed)
+
+    def act(obs: dict, instructions: list[str]) -> np.ndarray:
+        with torch.inference_mode(), autocast(policy, config.grpo.dtype):
+            return policy.act(obs, instructions, generator=generator).action.numpy()
+
+    order = np.random.default_rng(config.seed).permutation(STARTS["train"])
+    recording = {"return_frames": True, "ignore_terminations": True}
+    recording["horizon"] = config.facts.horizon + TAIL
+    with closing(real_env(config, run, "train", min(32, config.budget), **recording)) as env:
+        record_policy(
+            data_file(run, "rollouts"),
+            config.facts,
+            env,
+            act,
+            order[-config.budget :],
+            source="rollouts",
+            seed=config.seed,
+        )
+    recorded = episodes(run, "rollouts")
+    print(f"Base policy, {len(recorded)} sampled rollouts: {rate([e.succeeded for e in recorded])}")
+    return {"rollouts": len(recorded), "successes": sum(e.succeeded for e in recorded)}
+
+
+def world_model(config: WMPOConfig, run: Run) -> dict[str, Any]:
+    """Train the world model on everything recorded so far."""
+    torch.manual_seed(config.seed)
+    model = WorldModel(PRESETS["nano"]).to(device())
+    everything = episodes(run, "demonstrations", "play", "rollouts")
+    report = train_world_model(model, everything, config.world_model, run.stage("world_model"))
+    model.save_pretrained(run.folder / "world_model", dtype=torch.float16)
+    return report
+
+
+def success(config: WMPOConfig, run: Run) -> dict[str, Any]:
+    """Train and calibrate the success classifier on the same episodes."""
+    model = WorldModel.from_pretrained(run.folder / "world_model", device=device())
+    everything = episodes(run, "demonstrations", "play", "rollouts")
+    shape = SuccessConfig(channels=model.config.channels, size=model.config.size)
+    classifier, found = train_classifier(model.encode, everything, shape, config.success)
+    classifier.save_pretrained(run.folder / "success", dtype=torch.float16)
+    print(
+        f"Success classifier, held-out episodes: F1 {found.f1:.2f}, false successes "
+        f"{found.false_success:.0%}, delay {found.delay:.1f} steps at threshold {found.threshold}"
+    )
+    return found._asdict()
+
+
+def improve(config: WMPOConfig, run: Run) -> dict[str, Any]:
+    """Improve the base policy by GRPO in the imagined world, once for each seed."""
+    report = {}
+    for seed in config.grpo_seeds:
+        name = f"policy_improved_{seed}"
+        report[name] = run.once(
+            name, lambda seed=seed, name=name: _improve(config, run, seed, name)
+        )
+    return report
+
+
+def _improve(config: WMPOConfig, run: Run, seed: int, name: str) -> dict[str, Any]:
+    policy = TokenVLA.from_pretrained(run.folder / "policy_base", device=device())
+    settings = replace(config.grpo, seed=1000 * config.seed + seed)
+    validation = imagined_env(config, run, "validation", settings.eval_episodes)
+    env = imagined_env(config, run, "train", config.imagined_envs)
+    stage = Run(run.folder / "training" / f"grpo_{seed}", settings, resume=True)
+    grpo.train(settings, policy, env, stage, validation)
+    policy.save_pretrained(run.folder / name)
+    last = stage.metrics()[-1]
+    return {"imagined_success": last["rollout/success_rate"], "episodes": last["rollout/episodes"]}
+
+
+Stage = Callable[[WMPOConfig, Run], dict[str, Any]]
+STAGES: dict[str, Stage] = {
+    "starts": starts,
+    "demonstrations": demonstrations,
+    "clone": clone,
+    "rollouts": rollouts,
+    "train-world-model": world_model,
+    "train-success": success,
+    "grpo": improve,
+}
+
+
+def do(stage: str, config: WMPOConfig, stages: Mapping[str, Stage]) -> dict[str, Any]:
+    """Do one of the `stages` unless it is done, and return its report.
+
+    Raises FileNotFoundError where one before it is missing.
+    """
+    run = Run(config.out, config, resume=True)
+    names = list(stages)
+    for earlier in names[: names.index(stage)]:
+        if not run.is_done(earlier):
+            raise FileNotFoundError(
+                f"{run.folder} has no finished stage {earlier!r}, which {stage!r} builds on; run "
+                f"`wm-gym {earlier}` with the same options first, or `wm-gym wmpo` for all."
+            )
+    return run.once(stage, lambda: stages[stage](config, run))
+
+
+def simulations(config: WMPOConfig) -> SimulationPool:
+    """Open the simulator processes; use it in a `with` block."""
+    return SimulationPool(config.facts, config.workers)
+
+
+def real_env(config: WMPOConfig, run: Run, split: str, n: int, **options: Any) -> Any:
+    """Make n rows of the real world on the run's starts, as trainers want them."""
+    return _env(config, run, split, n, backend="real", workers=config.workers, **options)
+
+
+def imagined_env(config: WMPOConfig, run: Run, split: str, n: int) -> Any:
+    """Make n rows of the imagined world of this run."""
+    models = {name: str(run.folder / name) for name in ("world_model", "success")}
+    return _env(config, run, split, n, dtype="bfloat16", output="torch", **models)
+
+
+def _env(config: WMPOConfig, run: Run, split: str, n: int, **options: Any) -> Any:
+    env = gym.make_vec(
+        f"wm_gym/{config.task}-v0",
+        num_envs=n,
+        chunk=8,
+        split=split,
+        autoreset_mode="disabled",
+        starts=str(run.folder),
+        **options,
+    )
+    return env
+
+
+def episodes(run: Run, *sources: str) -> list[Episode]:
+    """Load the recorded episodes of these sources."""
+    return load([data_file(run, source) for source in sources])
+
+
+def data_file(run: Run, source: str) -> Path:
+    """Return where a source's episodes lie."""
+    return run.folder / "data" / f"{source}.hdf5"
+
+
+def device() -> torch.device:
+    """Return where models train: the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,1 @@
+"""The real world: robosuite behind the same contract as the imagined one."""

@@ -1,0 +1,1 @@
+"""The success classifier: is the task done, and how far can that be trusted?"""

@@ -1,0 +1,1 @@
+"""The world model: pictures and actions in, the pictures that follow out."""
