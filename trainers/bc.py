@@ -24,8 +24,8 @@ from wm_gym.runs import Run
 class BCConfig:
     """Settings of behaviour cloning; the defaults are the `nano` preset."""
 
-    steps: int = 2000
-    batch_size: int = 128
+    steps: int = 500
+    batch_size: int = 64
     learning_rate: float = 1e-3
     """At its peak: reached after `warmup` steps, then down to a tenth along a cosine."""
     warmup: int = 100
@@ -39,7 +39,7 @@ class BCConfig:
     """Decay of the averaged weights, which are what is scored and returned."""
     held_out: float = 0.05
     """Share of episodes kept aside for the held-out loss."""
-    validate_every: int = 250
+    validate_every: int = 100
     """Steps between scores and checkpoints."""
     patience: int = 0
     """Scores without a new best before stopping early; 0 never stops."""

@@ -113,6 +113,15 @@ def test_frozen_rows_and_steps_past_the_horizon_are_not_simulated(ladder):
     assert state.tolist() == [0.0] and actions.shape == (1, 7)
 
 
+def test_a_row_beside_a_frozen_one_goes_on_from_its_own_state(ladder):
+    env = ladder()
+    env.reset(options={"start": np.array([2, 0])})
+    env.step(climb(env, [1], [0]))  # row 0 succeeds at once
+    for expected in (101, 102):
+        obs, *_ = env.step(climb(env, [0], [1]))
+        assert level(obs["image"]) == [103, expected]
+
+
 def test_a_reset_row_is_back_at_its_start(ladder):
     env = ladder()
     env.step(climb(env, [1], [1]))

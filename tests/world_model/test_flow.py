@@ -22,6 +22,11 @@ def test_all_or_none_of_the_times_may_be_pure_noise(pure, expected):
     assert ((draw_times(500, pure) == 1) == expected).all()
 
 
+def test_a_time_is_never_zero(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda n, generator: torch.zeros(n))  # the least it gives
+    assert draw_times(2, 0.0).tolist() == [1, 1]
+
+
 def test_times_repeat_with_the_generator():
     a, b, c = (draw_times(8, 0.5, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
     assert torch.equal(a, b) and not torch.equal(a, c)

@@ -203,6 +203,7 @@ def test_it_learns_to_move_a_square_as_it_is_told(squares, tmp_path):
         warmup=10,
         ema=0.9,
         own_blocks=1,
+        frames=3,
         validate_every=100,
         held_out=0.17,
     )

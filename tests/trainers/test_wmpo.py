@@ -1,0 +1,76 @@
+import json
+from dataclasses import asdict
+
+import pytest
+
+from trainers import compare, wmpo
+from trainers.wmpo import WMPOConfig
+from wm_gym.runs import Run
+
+
+def test_a_stage_without_the_ones_before_it_says_which_is_missing(tmp_path):
+    config = WMPOConfig(out=tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match="no finished stage 'starts', which 'clone'"):
+        wmpo.do("clone", config, wmpo.STAGES)
+
+
+def test_a_finished_stage_is_not_done_again(tmp_path):
+    config, calls = WMPOConfig(out=tmp_path), []
+    stages = {"one": lambda c, r: calls.append("one") or {"n": 1}}
+    first = wmpo.do("one", config, stages)
+    assert wmpo.do("one", config, stages) == first and first["n"] == 1
+    assert calls == ["one"]
+
+
+def test_another_config_is_refused_in_the_same_folder(tmp_path):
+    wmpo.do("one", WMPOConfig(out=tmp_path), {"one": lambda c, r: {}})
+    with pytest.raises(ValueError, match="budget: 128 there, 64 now"):
+        wmpo.do("one", WMPOConfig(out=tmp_path, budget=64), {"one": lambda c, r: {}})
+
+
+def finished_run(folder, seed, base, improved):
+    """A run folder as the stages would leave it, with these successes on the test starts."""
+    config = WMPOConfig(out=folder, seed=seed, grpo_seeds=(0,))
+    run = Run(folder, config)
+    reports = {
+        "demonstrations": {"demonstrations": 3, "play": 4},
+        "rollouts": {"rollouts": 5},
+        "clone": {"validation": {"n": 6}},
+        "test": {},
+        "test_real_policy_base": {"success": base},
+        "test_imagined_policy_base": {"success": base},
+        "test_real_policy_improved_0": {"success": improved},
+        "test_imagined_policy_improved_0": {"success": improved},
+    }
+    for name in compare.CONTROLS:
+        reports[f"test_real_policy_{name}"] = {"success": base}
+    for name, report in reports.items():
+        run.once(name, lambda report=report: report)
+    assert asdict(config)["seed"] == seed
+    return folder
+
+
+def test_publish_pools_runs_and_counts_episodes(tmp_path):
+    runs = [
+        finished_run(tmp_path / "a", 0, [False, False, True, True], [True, True, True, True]),
+        finished_run(tmp_path / "b", 1, [False, False, True, True], [True, False, True, True]),
+    ]
+    table = compare.publish(runs, tmp_path / "results.json")
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert [r["paired_difference"]["points"] for r in content["runs"]] == [50.0, 25.0]
+    assert content["pooled"]["points"] == 37.5
+    assert content["controls"]["clone_longer"]["n"] == 8
+    assert content["real_episodes"] == {
+        "demonstrations": 3,
+        "play": 4,
+        "rollouts": 5,
+        "validation": 6,
+    }
+    assert "test_real_policy_base" not in content["wall_seconds"]
+    assert "+37.5 points" in table
+
+
+def test_publish_names_an_unfinished_run(tmp_path):
+    Run(tmp_path / "c", WMPOConfig(out=tmp_path / "c"))
+    with pytest.raises(FileNotFoundError, match="has no finished test"):
+        compare.publish([tmp_path / "c"], tmp_path / "results.json")
