@@ -24,7 +24,7 @@ from wm_gym.runs import Run
 class BCConfig:
     """Settings of behaviour cloning; the defaults are the `nano` preset."""
 
-    steps: int = 500
+    steps: int = 400
     batch_size: int = 64
     learning_rate: float = 1e-3
     """At its peak: reached after `warmup` steps, then down to a tenth along a cosine."""

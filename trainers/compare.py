@@ -16,7 +16,15 @@ from policies.base import Act
 from policies.token import TokenVLA
 from trainers import bc
 from trainers.rollout import evaluate
-from trainers.wmpo import STAGES, STARTS, WMPOConfig, episodes, imagined_env, real_env
+from trainers.wmpo import (
+    STAGES,
+    STARTS,
+    WMPOConfig,
+    episodes,
+    imagined_env,
+    keep,
+    real_env,
+)
 from wm_gym.evaluation.paired import provenance, result, run_row, table, write_result
 from wm_gym.evaluation.statistics import rate
 from wm_gym.runs import Run
@@ -40,7 +48,7 @@ def controls(config: WMPOConfig, run: Run) -> dict[str, Any]:
         )
         settings = replace(config.clone, steps=steps, seed=config.seed + 1)
         bc.train(settings, policy, chunks, run.stage(name))
-        policy.save_pretrained(run.folder / f"policy_{name}")
+        keep(policy, run.folder / f"policy_{name}")
     return {"steps": steps, "grpo_seconds": spent}
 
 

@@ -85,7 +85,7 @@ def _improve(config: QuickstartConfig, policy: TokenVLA, run: Run) -> dict[str, 
     env = _env(config, "imagined", config.imagined_envs, "train")
     validation = _env(config, "imagined", config.grpo.eval_episodes, "validation")
     grpo.train(config.grpo, policy, env, run, validation)
-    policy.save_pretrained(run.folder / "policy_improved")
+    policy.save_pretrained(run.folder / "policy_improved", dtype=torch.float16)
     return {}
 
 

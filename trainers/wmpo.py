@@ -46,9 +46,9 @@ class WMPOConfig:
     task: str = "Lift"
     budget: int = 128
     """Real episodes of the base policy (the paper's P: 128 or 1280)."""
-    demonstrations: int = 100
+    demonstrations: int = 16
     """Real episodes of the scripted expert that the base policy clones."""
-    play: int = 200
+    play: int = 284
     """Real episodes of an expert that errs on purpose, for world model and classifier."""
     seed: int = 0
     """Of the replicate: which starts are demonstrated, every initial weight, every draw."""
@@ -110,7 +110,7 @@ def clone(config: WMPOConfig, run: Run) -> dict[str, Any]:
     )
     torch.manual_seed(config.seed)
     policy = bc.train(config.clone, TokenVLA(TokenVLAConfig()), chunks, run.stage("clone"))
-    policy.save_pretrained(run.folder / "policy_base")
+    policy = keep(policy, run.folder / "policy_base")
     with closing(real_env(config, run, "validation", STARTS["validation"])) as env:
         played = evaluate(policy, env, range(STARTS["validation"]), dtype=config.grpo.dtype)
     print(f"Base policy, real validation starts: {rate(played.success)}")
@@ -187,7 +187,7 @@ def _improve(config: WMPOConfig, run: Run, seed: int, name: str) -> dict[str, An
     env = imagined_env(config, run, "train", config.imagined_envs)
     stage = Run(run.folder / "training" / f"grpo_{seed}", settings, resume=True)
     grpo.train(settings, policy, env, stage, validation)
-    policy.save_pretrained(run.folder / name)
+    keep(policy, run.folder / name)
     last = stage.metrics()[-1]
     return {"imagined_success": last["rollout/success_rate"], "episodes": last["rollout/episodes"]}
 
@@ -247,6 +247,12 @@ def _env(config: WMPOConfig, run: Run, split: str, n: int, **options: Any) -> An
         **options,
     )
     return env
+
+
+def keep(policy: TokenVLA, folder: Path) -> TokenVLA:
+    """Save a policy in half precision, and return what was saved: that is what is tested."""
+    policy.save_pretrained(folder, dtype=torch.float16)
+    return TokenVLA.from_pretrained(folder, device=device())
 
 
 def episodes(run: Run, *sources: str) -> list[Episode]:

@@ -11,6 +11,7 @@ import torch
 from wm_gym.data import Episode
 from wm_gym.data.windows import Windows
 from wm_gym.runs import Run
+from wm_gym.world_model import training
 from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.presets import WorldModelConfig
 from wm_gym.world_model.training import (
@@ -119,6 +120,37 @@ def test_averaged_weights_are_lent_and_taken_back(squares):
     )
 
 
+def test_every_frame_is_learnt_under_the_action_that_led_to_it(monkeypatch):
+    """Action i has the value i, and frame i + 1, which it leads to, the level i + 1."""
+    level = np.arange(21, dtype=np.uint8)[:, None, None, None]
+    actions = np.arange(20, dtype=np.float32)[:, None].repeat(7, 1)
+    episode = Episode(np.broadcast_to(level, (21, 16, 16, 3)).copy(), actions, np.zeros(20, bool))
+    model, pairs = small(0), []
+    look_ahead, forward = model.denoiser.look_ahead, model.denoiser.forward
+
+    def marked(memory, actions, level):
+        found = look_ahead(memory, actions, level)
+        return found._replace(frames=actions[:, :, :1, None, None].expand_as(found.frames))
+
+    def seen(noisy, time, ahead):
+        seen.actions = ahead.frames[0, :, 0, 0, 0].tolist()
+        return forward(noisy, time, ahead)
+
+    def shown(predicted, clean, *_):
+        pairs.append((seen.actions, model.decode(clean)[0, :, 0, 0, 0].tolist()))
+        return predicted.mean()
+
+    monkeypatch.setattr(model.denoiser, "look_ahead", marked)
+    monkeypatch.setattr(model.denoiser, "forward", seen)
+    monkeypatch.setattr(training, "frame_loss", shown)
+    learner = Learner(model, WorldModelTrainingConfig(own_blocks=2, frames=2))
+    batch = Windows([episode], block=4 * 3).batch([5])
+    for seed in range(30):
+        learner.step(batch, learner.config.steps - 1, torch.Generator().manual_seed(seed))
+    assert all([i + 1 for i in came] == levels for came, levels in pairs)
+    assert {i for came, _ in pairs for i in came} == set(range(5, 17))  # three blocks of four
+
+
 # Whole trainings.
 
 SHORT = WorldModelTrainingConfig(
@@ -197,14 +229,14 @@ def test_episodes_too_short_to_judge_are_refused_before_training(tmp_path, monke
 
 def test_it_learns_to_move_a_square_as_it_is_told(squares, tmp_path):
     config = WorldModelTrainingConfig(
-        steps=100,
+        steps=120,
         batch_size=16,
         learning_rate=1e-2,
         warmup=10,
         ema=0.9,
         own_blocks=1,
         frames=3,
-        validate_every=100,
+        validate_every=120,
         held_out=0.17,
     )
     report = train_world_model(small(0, width=32), squares, config, Run(tmp_path))

@@ -20,7 +20,7 @@ from wm_gym.success.classifier import SuccessClassifier, SuccessConfig
 class SuccessTrainingConfig:
     """How the classifier is trained; the paper fine-tunes VideoMAE for up to 200,000 steps."""
 
-    steps: int = 1200
+    steps: int = 600
     batch_size: int = 48
     """Windows a step, half of them successes."""
     learning_rate: float = 1e-3

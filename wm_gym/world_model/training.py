@@ -43,6 +43,8 @@ class WorldModelTrainingConfig:
     own_blocks: int = 2
     """At most this many blocks are imagined before the one that is learnt: its memory is then
     the model's own, as it will be in use."""
+    own_from: float = 0.4
+    """Share of the training after which that begins: a beginner's pictures teach nothing."""
     frames: int = 4
     """Frames of a block that are learnt from at a time, drawn anew each step."""
     change_weight: float = 2.0
@@ -115,7 +117,8 @@ class Learner:
         """Take one optimiser step on a batch of `Windows`, and return its loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step)
-        loss = self._loss(batch, generator)
+        most = self.config.own_blocks if step >= self.config.own_from * self.config.steps else 0
+        loss = self._loss(batch, int(torch.randint(most + 1, (), generator=generator)), generator)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
@@ -123,10 +126,9 @@ class Learner:
         self.average.step(self.model.parameters())
         return loss.item()
 
-    def _loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+    def _loss(self, batch: dict[str, Tensor], own: int, generator: torch.Generator) -> Tensor:
         model, config, k = self.model, self.config, self.model.config.max_chunk
         n = len(batch["anchor"])
-        own = int(torch.randint(config.own_blocks + 1, (), generator=generator))
         frames = torch.cat([batch["anchor"][:, None], batch["memory"]], dim=1)
         latents = model.encode(frames)
         memory = Memory(latents[:, 0], latents[:, 1:])
