@@ -64,11 +64,25 @@ def test_greedy_takes_the_likeliest_token(policy):
 
 def test_sampling_follows_the_probabilities():
     policy = TokenVLA(TokenVLAConfig(image_size=8, chunk=1, stem_width=4, width=8, heads=1, bins=2))
-    torch.nn.init.zeros_(policy.head.weight)
+    for layer in (policy.bell, policy.aim):  # a parabola around 0 favours neither of two bins
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
     policy.head.bias.data = torch.tensor([0.0, math.log(3.0)] * 7)  # p = 1/4, 3/4
     image = np.zeros((1000, 8, 8, 3), np.uint8)
     sample = policy.act({"image": image}, ["x"] * 1000).sample
     assert abs(sample.float().mean() - 0.75) < 0.03  # 7000 draws: 6 standard errors
+
+
+def test_logits_are_a_parabola_around_the_predicted_middle_by_hand():
+    policy = TokenVLA(TokenVLAConfig(image_size=8, chunk=1, stem_width=4, width=8, heads=1, bins=4))
+    torch.nn.init.zeros_(policy.bell.weight)
+    torch.nn.init.zeros_(policy.aim.weight)
+    policy.bell.bias.data = torch.tensor([0.0, 1.0 + math.log(math.e**0.48 - 1)] * 7)
+    policy.aim.bias.data.fill_(0.25)  # width: 0.02 + softplus(log(e^0.48 - 1)) = 0.02 + 0.48
+    image = np.zeros((1, 8, 8, 3), np.uint8)
+    logits = policy.logits({"image": image}, ["x"])[0, 0]
+    # bins at -0.75, -0.25, 0.25, 0.75: distances 2, 1, 0, 1 widths from 0.25
+    torch.testing.assert_close(logits, torch.tensor([-2.0, -0.5, 0.0, -0.5]))
 
 
 def test_the_generator_decides_the_sample(policy):

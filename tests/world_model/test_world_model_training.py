@@ -136,7 +136,8 @@ def test_every_frame_is_learnt_under_the_action_that_led_to_it(monkeypatch):
         seen.actions = ahead.frames[0, :, 0, 0, 0].tolist()
         return forward(noisy, time, ahead)
 
-    def shown(predicted, clean, *_):
+    def shown(predicted, clean, anchor, *_):
+        assert (model.decode(anchor[:, None]) == 0).all()  # always frame 0
         pairs.append((seen.actions, model.decode(clean)[0, :, 0, 0, 0].tolist()))
         return predicted.mean()
 
