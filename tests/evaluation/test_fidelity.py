@@ -10,7 +10,13 @@ import torch
 
 from tests.fakes import SIZE, FakeWorldModel
 from wm_gym.data import Episode
-from wm_gym.evaluation.fidelity import long_enough, psnr, replay, replay_report
+from wm_gym.evaluation.fidelity import (
+    long_enough,
+    psnr,
+    replay,
+    replay_report,
+    watch_imagined,
+)
 from wm_gym.noise import row_noise
 
 
@@ -139,3 +145,20 @@ def test_only_episodes_that_are_long_enough_are_judged():
 def test_a_single_episode_is_refused():
     with pytest.raises(ValueError, match="2 episodes of at least 16 steps, got 1 of 2"):
         replay_report(FakeWorldModel(), [brighten(0, 16), brighten(1, 15)], steps=(8, 16))
+
+
+class Brightness:
+    """A classifier that reports the mean of every latent frame."""
+
+    def watch(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents.flatten(2).mean(2)
+
+
+def test_imagined_replays_are_watched_frame_by_frame_and_cut_to_their_length():
+    model, recorded = FakeWorldModel(), [brighten(0, 5), brighten(1, 11), brighten(2, 3)]
+    watched = watch_imagined(model, Brightness(), recorded, batch_size=2)
+    assert [len(p) for p in watched] == [6, 12, 4]
+    for episode, found in zip(recorded, watched, strict=True):
+        frames = torch.from_numpy(episode.frames)[None]
+        expected = Brightness().watch(model.encode(frames))[0].numpy()
+        np.testing.assert_allclose(found, expected, atol=0.02)  # two grey levels of 255

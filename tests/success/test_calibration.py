@@ -7,6 +7,7 @@ import pytest
 
 from wm_gym.success.calibration import (
     calibrate,
+    choose_rule,
     episode_scores,
     first_success,
     reliability_curve,
@@ -121,3 +122,19 @@ def test_reliability_is_over_all_windows():
     assert sum(count for *_, count in found.reliability) == 12
     # Bins: ten zeros of which three succeed, 0.48 which does not, 0.62 which does.
     assert found.expected_calibration_error == pytest.approx((3 + 0.48 + 0.38) / 12)
+
+
+def test_the_hold_that_rules_out_a_blink_is_chosen():
+    blink = np.array([0.0, 0.9, 0.9, 0.9, 0.0, 0.0, 0.0, 0.0, 0.0])  # 3 hits, then gone
+    lift = np.array([0.0, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9])  # 8 hits
+    hold, found = choose_rule([blink, lift], [np.zeros(9, bool), lift > 0], false_success_limit=0.0)
+    assert hold == 4  # 2 calls the blink a success; 4, 6 and 8 are right, 4 is the quickest
+    assert (found.f1, found.false_success) == (1.0, 0.0)
+
+
+def test_the_limit_on_false_successes_comes_before_f1():
+    probabilities = [np.full(8, 0.9), np.full(8, 0.9), np.array([0.9] * 3 + [0.0] * 5)]
+    # Hold 2 calls the failure a success, too.
+    truth = [np.ones(8, bool), np.ones(8, bool), np.zeros(8, bool)]
+    hold, found = choose_rule(probabilities, truth, false_success_limit=0.1)
+    assert hold == 4 and found.false_success == 0.0 and found.recall == 1.0

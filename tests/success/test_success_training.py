@@ -11,8 +11,8 @@ from wm_gym.data.windows import SuccessWindows
 from wm_gym.success.classifier import SuccessConfig
 from wm_gym.success.training import (
     SuccessTrainingConfig,
-    _labels,
     _weights,
+    frame_labels,
     soften,
     train_classifier,
     watch,
@@ -36,7 +36,14 @@ def encode():
 
 
 def test_labels_have_one_entry_a_frame_and_the_first_is_false():
-    assert _labels(episode(0, first=3, t=5)).tolist() == [False, False, False, True, True, True]
+    assert frame_labels(episode(0, first=3, t=5)).tolist() == [
+        False,
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_half_of_what_is_drawn_are_successes_and_near_misses_come_more_often():

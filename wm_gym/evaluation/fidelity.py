@@ -13,6 +13,7 @@ from wm_gym.data.episodes import Episode
 from wm_gym.noise import row_noise
 
 if TYPE_CHECKING:
+    from wm_gym.success.classifier import SuccessClassifier
     from wm_gym.world_model.model import WorldModel
 
 STEPS = (1, 8, 16, 32, 48)  # where a replay is judged
@@ -87,3 +88,29 @@ def replay_report(
         by_step = psnr(pictures, rest).mean(dim=0)
         report |= {f"{name}/{step}": round(float(by_step[step - 1]), 2) for step in steps}
     return report
+
+
+@torch.inference_mode()
+def watch_imagined(
+    model: WorldModel,
+    classifier: SuccessClassifier,
+    episodes: Sequence[Episode],
+    batch_size: int = 32,
+) -> list[np.ndarray]:
+    """What the classifier says when recorded actions are played in the imagined world.
+
+    Returns one float32 array (t + 1,) an episode: the probability after every frame, the first
+    included, as `classifier.watch` gives it for the recorded pictures.
+    """
+    probabilities = []
+    for first in range(0, len(episodes), batch_size):
+        batch = episodes[first : first + batch_size]
+        longest = max(len(e) for e in batch)
+        frames = torch.from_numpy(np.stack([e.frames[0] for e in batch]))
+        actions = torch.zeros(len(batch), longest, batch[0].actions.shape[1])
+        for row, episode in enumerate(batch):
+            actions[row, : len(episode)] = torch.from_numpy(episode.actions)
+        imagined = torch.cat([frames[:, None], replay(model, frames, actions, seed=first)], dim=1)
+        watched = classifier.watch(model.encode(imagined)).cpu().numpy()
+        probabilities += [watched[row, : len(e) + 1] for row, e in enumerate(batch)]
+    return probabilities

@@ -95,3 +95,27 @@ def calibrate(
     chosen = equal[len(equal) // 2]
     curve, error = reliability_curve(np.concatenate(probabilities), np.concatenate(labels))
     return Calibration(float(grid[chosen]), error, curve, *scores[chosen])
+
+
+def choose_rule(
+    probabilities: list[np.ndarray],
+    labels: list[np.ndarray],
+    false_success_limit: float = 0.10,
+    holds: tuple[int, ...] = (2, 4, 6, 8),
+) -> tuple[int, Calibration]:
+    """Choose how long a success must hold, and the threshold, on imagined replays.
+
+    probabilities: (t,) what the classifier says of a recorded episode's actions played in the
+    imagined world; labels: (t,) bool, what came of them in the real one. For every hold, all of the
+    last `hold` windows must hit, at the threshold that `calibrate` finds; of these rules those with
+    the fewest false successes over the limit come first, then the best F1, then the shortest hold.
+    """
+    found = [(h, calibrate(probabilities, labels, h, h, false_success_limit)) for h in holds]
+    return min(
+        found,
+        key=lambda rule: (
+            max(rule[1].false_success - false_success_limit, 0),
+            -rule[1].f1,
+            rule[0],
+        ),
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -79,7 +80,7 @@ def train_classifier(
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     classifier.eval()
     probabilities = [watch(classifier, encode, episodes[i]) for i in sorted(held_out)]
-    labels = [_labels(episodes[i]) for i in sorted(held_out)]
+    labels = [frame_labels(episodes[i]) for i in sorted(held_out)]
     found = calibrate(probabilities, labels, shape.hold_k, shape.hold_n, config.false_success_limit)
     classifier.config = replace(shape, threshold=found.threshold)
     return classifier, found
@@ -105,7 +106,7 @@ def soften(latents: Tensor, config: SuccessTrainingConfig) -> Tensor:
     return soft + level * torch.randn_like(soft)
 
 
-def _labels(episode: Episode):
+def frame_labels(episode: Episode) -> np.ndarray:
     """The simulator's predicate at every frame, False at the first, (t + 1,) bool."""
     return torch.cat([torch.zeros(1, dtype=torch.bool), torch.from_numpy(episode.success)]).numpy()
 
