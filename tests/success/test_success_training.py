@@ -153,3 +153,11 @@ def test_a_window_of_another_length_ends_at_the_frame_of_its_label(encode):
     shape = SuccessConfig(channels=12, size=8, width=8, features=8, window=4, hold_k=1, hold_n=1)
     classifier, _ = train_classifier(encode, episodes, shape, QUICK)
     assert watch(classifier, encode, flash(50, at=7)).argmax() == 7
+
+
+def test_episodes_without_a_success_are_refused(encode):
+    shape = SuccessConfig(channels=12, size=8, width=8, features=8)
+    with pytest.raises(ValueError, match="none of 2 episodes succeeds"):
+        train_classifier(
+            encode, [episode(0, None), episode(1, None)], shape, SuccessTrainingConfig(steps=1)
+        )

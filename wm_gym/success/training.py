@@ -51,6 +51,11 @@ def train_classifier(
     Returns the classifier, its threshold set by `calibrate` on the episodes held out, and what
     they say about it. The latents' device decides where the training runs.
     """
+    if not any(e.succeeded for e in episodes):
+        raise ValueError(
+            f"A success classifier learns from successes; none of {len(episodes)} episodes "
+            "succeeds. Record some that do, of the scripted expert for example."
+        )
     torch.manual_seed(config.seed)
     held_out = set(holdout_episodes([e.source for e in episodes], config.held_out, config.seed))
     fit = [e for i, e in enumerate(episodes) if i not in held_out]
