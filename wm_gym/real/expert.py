@@ -30,12 +30,15 @@ class ExpertConfig:
     """Standard deviation of the height error of the grasp; metres, only upwards."""
     slip: float = 0.0
     """Chance that an attempt opens the gripper again on its way up."""
+    blind: int = 0
+    """Up to this many steps of a lift are played before it is checked that the object came along.
+    Else a hand that keeps rising would always hold it, and a world model would learn just that."""
     wander: float = 0.0
     """Chance that an attempt begins with a walk to a random place."""
 
 
 DEMONSTRATION = ExpertConfig()
-PLAY = ExpertConfig(noise=0.15, offset=0.018, early=0.015, slip=0.3, wander=0.3)
+PLAY = ExpertConfig(noise=0.15, offset=0.022, early=0.02, slip=0.2, blind=24, wander=0.3)
 
 
 class LiftExpert:
@@ -80,7 +83,8 @@ class LiftExpert:
                 self.lift = np.array([hand[0], hand[1], self.table + LIFT_HEIGHT])
             return np.append(aim[:2], hand[2]), CLOSED
         self.clock -= 1
-        missed = hand[2] - cube[2] > 0.04
+        self.blind -= 1
+        missed = hand[2] - cube[2] > 0.04 and self.blind <= 0
         if missed or self.clock <= 0:
             self._new_attempt()
             return hand, OPEN
@@ -91,6 +95,7 @@ class LiftExpert:
         self.table = float(self.env.table_offset[2])
         self.error = np.append(config.offset * rng.standard_normal(2), 0.0)
         self.error[2] = abs(config.early * rng.standard_normal())
+        self.blind = rng.integers(config.blind + 1)
         self.slip_after = rng.integers(2, 12) if rng.random() < config.slip else 10_000
         self.phase, self.clock = "approach", 0
         if rng.random() < config.wander:
