@@ -6,7 +6,7 @@ import numpy as np
 import wm_gym  # noqa: F401  registers the ids
 from policies import TokenVLA
 
-policy = TokenVLA.from_pretrained("lift/policy_improved")
+policy = TokenVLA.from_pretrained("lift/policy_base")
 for backend in ("imagined", "real"):
     env = gym.make_vec(
         "wm_gym/Lift-v0",
