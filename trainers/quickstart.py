@@ -17,7 +17,7 @@ from policies.token import TokenVLA
 from trainers import grpo
 from trainers.rollout import autocast, evaluate
 from wm_gym.evaluation.paired import provenance, result, run_row, table, write_result
-from wm_gym.evaluation.video import side_by_side, tile, write_video
+from wm_gym.evaluation.video import hold, side_by_side, tile, write_video
 from wm_gym.runs import Run
 from wm_gym.tasks import get_task
 
@@ -37,6 +37,7 @@ class QuickstartConfig:
 
 def quickstart(config: QuickstartConfig) -> None:
     """Improve the bundled policy by GRPO in the imagined world, then test both in robosuite."""
+    get_task(config.task)  # an unknown one is refused before anything is written
     run = Run(config.out, config, resume=True)
     base = TokenVLA.from_pretrained(f"{config.task.lower()}/policy_base")
     policy = TokenVLA.from_pretrained(f"{config.task.lower()}/policy_base")
@@ -75,7 +76,7 @@ def quickstart(config: QuickstartConfig) -> None:
     print(table(content))
     print(
         f"Real episodes used here: 0 to improve, {2 * config.episodes} to test. Behind the bundled "
-        "weights: see docs/results. "
+        "weights: see docs/lab-notebook.md. "
         f"Wall time {sum(seconds.values()) / 60:.1f} minutes.\nRun folder {run.folder}, "
         f"video {video}"
     )
@@ -124,8 +125,7 @@ def _film(config: QuickstartConfig, policy: TokenVLA, path: Path, count: int = 4
         for i in range(count)
     ]
     longest = max(len(pair) for pair in pairs)
-    padded = [np.concatenate([p, np.repeat(p[-1:], longest - len(p), 0)]) for p in pairs]
-    write_video(path, tile(np.stack(padded), columns=2))
+    write_video(path, tile(np.stack([hold(pair, longest) for pair in pairs]), columns=2))
     return {}
 
 

@@ -216,8 +216,10 @@ STAGES: dict[str, Stage] = {
 def do(stage: str, config: WMPOConfig, stages: Mapping[str, Stage]) -> dict[str, Any]:
     """Do one of the `stages` unless it is done, and return its report.
 
-    Raises FileNotFoundError where one before it is missing.
+    Raises ValueError for an unknown task, before anything is written, and FileNotFoundError where
+    a stage before it is missing.
     """
+    get_task(config.task)
     run = Run(config.out, config, resume=True)
     names = list(stages)
     for earlier in names[: names.index(stage)]:
@@ -246,7 +248,7 @@ def imagined_env(config: WMPOConfig, run: Run, split: str, n: int) -> Any:
 
 
 def _env(config: WMPOConfig, run: Run, split: str, n: int, **options: Any) -> Any:
-    env = gym.make_vec(
+    return gym.make_vec(
         f"wm_gym/{config.task}-v0",
         num_envs=n,
         chunk=8,
@@ -255,7 +257,6 @@ def _env(config: WMPOConfig, run: Run, split: str, n: int, **options: Any) -> An
         starts=str(run.folder),
         **options,
     )
-    return env
 
 
 def keep(policy: TokenVLA, folder: Path) -> TokenVLA:

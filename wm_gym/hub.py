@@ -176,9 +176,11 @@ def _find(name: str, asset: str, revision: str | None) -> tuple[Path, Path]:
                     f"{folder} holds no {file}; expected a folder written by save_pretrained."
                 )
         return folder / CONFIG, folder / WEIGHTS
-    problem = "it is not of the form user/name"
+    problem = "it is not a name on the Hub, which has the form user/name"
     ours = name.split("/")[0] in {task.lower() for task in TASKS}
-    if not ours and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if ours:
+        problem = f"names that begin with {name.split('/')[0]}/ are not looked up on the Hub"
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         try:
             return tuple(
                 Path(hf_hub_download(name, f, revision=revision)) for f in (CONFIG, WEIGHTS)
