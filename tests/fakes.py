@@ -124,15 +124,10 @@ class FakeWorldModel(nn.Module):
         return FakeMemory(latents[:, 0], padded[:, -4:])
 
     def imagine(
-        self,
-        memory: FakeMemory,
-        actions: Tensor,
-        noise: Tensor,
-        sampling_steps: int | None = None,
+        self, memory: FakeMemory, actions: Tensor, noise: Tensor
     ) -> tuple[FakeMemory, Tensor]:
         """Play actions (n, k, 7) with noise (n, k, 3, H, W)."""
         self.rows_imagined.append(len(actions))
-        self.sampling_steps = sampling_steps
         last, frames = memory.recent[:, -1], []
         for j in range(actions.shape[1]):
             push = 0.1 * actions[:, j, 0, None, None, None] + self.noise * noise[:, j]

@@ -9,7 +9,7 @@ from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import vector as wrappers
 
-from tests.fakes import ScriptedEnv, fake_pool
+from tests.fakes import ScriptedEnv, fake_pool, imagined
 
 NEVER = 99
 MODES = ["NextStep", "SameStep", "Disabled"]
@@ -302,10 +302,36 @@ def test_unknown_and_clashing_options_are_refused(options):
         ScriptedEnv([NEVER]).reset(options=options)
 
 
-def test_a_world_that_needs_its_state_refuses_pictures():
+def test_under_a_mask_without_start_rows_draw_the_next_of_their_own_stream():
+    env = ScriptedEnv([NEVER] * 3, starts=fake_pool(50))
+    env.reset(seed=7)
+    env.begun.clear()
+    env.reset(options={"reset_mask": np.array([False, True, False])})
+    assert env.begun == [(1, starts_of(7, 2, rows=3)[1][1])]
+
+
+def test_an_integer_seed_under_a_mask_seeds_by_place_and_these_rows_alone():
+    env = ScriptedEnv([NEVER] * 3)
+    env.reset(seed=0)
+    env.reset(seed=10, options={"reset_mask": np.array([False, True, True])})
+    assert env.seeds.tolist() == [0, 11, 12] and env.episode.tolist() == [0, 0, 0]
+
+
+def test_pictures_under_a_mask_begin_these_rows_alone():
+    env = imagined(2)
+    env.reset(seed=0, options={"start": [1, 2]})
+    frames = np.full((2, 1, 8, 8, 3), 50, np.uint8)
+    obs, info = env.reset(options={"frames": frames, "reset_mask": np.array([False, True])})
+    assert obs["image"][:, 0, 0, 0].tolist() == [101, 50] and info["start"].tolist() == [1, -1]
+
+
+def test_a_world_that_needs_its_state_refuses_pictures_and_changes_nothing():
+    env = ScriptedEnv([NEVER])
+    env.reset(seed=4)
     frames = np.zeros((1, 2, 8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match="imagined backend"):
-        ScriptedEnv([NEVER]).reset(options={"frames": frames})
+        env.reset(seed=5, options={"frames": frames})
+    assert env.seeds.tolist() == [4] and env.episode.tolist() == [0]
 
 
 def starts_of(seed, episodes: int, rows: int = 1) -> list[list[int]]:

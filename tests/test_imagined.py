@@ -1,4 +1,4 @@
-"""The imagined world on fake models.
+"""The imagined world on fake models, and on small real ones.
 
 In the fakes an action value of 1 brightens the picture by 0.1 of [-1, 1], that is by 12.75 of 255
 and 0.05 in probability; start s is a picture of 100 + s.
@@ -12,7 +12,10 @@ import torch
 
 from tests.fakes import FakeSuccess, FakeWorldModel, fake_pool, imagined
 from wm_gym.imagined import ImaginedVectorEnv, _load_success_classifier, cut
+from wm_gym.noise import row_noise
 from wm_gym.success.classifier import SuccessClassifier, SuccessConfig
+from wm_gym.world_model.model import WorldModel
+from wm_gym.world_model.presets import WorldModelConfig
 
 BRIGHT_AT_7 = FakeSuccess(threshold=0.7)  # start 0: 100 / 255 + 7 x 0.05 = 0.742
 
@@ -295,16 +298,8 @@ def test_models_run_in_evaluation_mode_without_gradients():
     assert not env.world_model.training and not env._memory.recent.requires_grad
 
 
-def test_sampling_steps_reach_the_model():
-    for asked in (None, 5):
-        env = imagined(sampling_steps=asked)
-        env.reset(seed=0)
-        env.step(push(env, 0))
-        assert env.world_model.sampling_steps == asked
-
-
 @pytest.mark.parametrize(
-    ("keyword", "value"), [("dtype", "float16"), ("sampling_steps", 0), ("horizn", 3)]
+    ("keyword", "value"), [("dtype", "float16"), ("sampling_steps", 1), ("horizn", 3)]
 )
 def test_bad_keywords_are_named(keyword, value):
     with pytest.raises((ValueError, TypeError), match=keyword):
@@ -321,7 +316,7 @@ def test_models_that_do_not_fit_the_starts_or_the_chunk_are_refused():
 
 
 def test_named_models_are_loaded_once_and_missing_ones_are_named(tmp_path):
-    SuccessClassifier(SuccessConfig(channels=3, size=8)).save_pretrained(tmp_path)
+    SuccessClassifier(SuccessConfig(channels=8, side=2)).save_pretrained(tmp_path)
     first, second = (imagined(success=tmp_path).success for _ in range(2))
     assert first is second and not first.training
     _load_success_classifier.cache_clear()
@@ -335,6 +330,65 @@ def test_closing_lets_go_of_the_models():
     env.close()
     env.close()
     assert env.world_model is None and env._memory is None
+
+
+def random_models(noise: float) -> dict:
+    """Real networks with random weights; nothing is ever a success."""
+    generator = torch.Generator().manual_seed(0)
+    shape = {"outer": 8, "width": 8, "vector": 16, "draw": (8, 8), "embed": 16}
+    model = WorldModel(WorldModelConfig(image_size=16, noise=noise, **shape))
+    success = SuccessClassifier(
+        SuccessConfig(channels=8, side=2, vector=16, width=16, features=5, threshold=2.0)
+    )
+    for weights in (*model.parameters(), *success.parameters()):
+        torch.nn.init.normal_(weights, std=0.2, generator=generator)
+    return {"world_model": model, "success": success, "starts": fake_pool(image_size=16)}
+
+
+def random_actions(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+
+
+@torch.inference_mode()
+def test_a_real_model_is_played_and_watched_as_it_would_be_by_hand():
+    models, actions = random_models(noise=0.5), random_actions(2, 3, 4, 7)
+    env = imagined(2, **models, chunk=4, return_frames=True)
+    image = start_at(env, 2, 0, seed=7)["image"]
+    model, success = models["world_model"], models["success"]
+    first = torch.from_numpy(image)[:, None]
+    memory, past = model.begin(first), [model.encode(first)]
+    for step, block in enumerate(actions.swapaxes(0, 1)):
+        info = env.step(block)[-1]
+        keys = env.seeds, np.zeros(2, np.int64), np.full(2, 4 * step)
+        noise = row_noise(*keys, (4, 16))
+        memory, latents = model.imagine(memory, torch.from_numpy(block), noise)
+        past.append(latents)
+        expected = model.decode(latents).numpy().astype(int)
+        assert abs(info["frames"] - expected).max() <= 1 and expected.std() > 10
+        probability = success.watch(torch.cat(past, 1))[:, -1]
+        np.testing.assert_allclose(info["success_probability"], probability, rtol=1e-4)
+
+
+def test_a_real_model_plays_chunks_of_any_length_alike():
+    actions, shown = random_actions(8, 2, 7), []
+    for chunk in (1, 2, 8):
+        env = imagined(2, **random_models(noise=0.0), chunk=chunk)
+        start_at(env, 2, 0)
+        for at in range(0, 8, chunk):
+            image = env.step(actions[at : at + chunk].swapaxes(0, 1).copy())[0]["image"]
+        shown.append(image.astype(int))
+    assert abs(shown[0] - shown[1]).max() <= 1 and abs(shown[0] - shown[2]).max() <= 1
+
+
+@torch.inference_mode()
+def test_a_long_past_is_embedded_knowing_its_first_picture():
+    models = random_models(noise=0.0)
+    env = imagined(2, **models)
+    frames = np.random.default_rng(0).integers(0, 256, (2, 12, 16, 16, 3)).astype(np.uint8)
+    env.reset(options={"frames": frames})
+    latents = models["world_model"].encode(torch.from_numpy(frames))
+    expected = models["success"].embed(latents)[:, -7:]
+    torch.testing.assert_close(env._features, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_cut_by_hand():

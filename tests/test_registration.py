@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 import wm_gym
-from tests import fakes
+from tests import fakes, worlds
 from wm_gym.imagined import ImaginedVectorEnv
 from wm_gym.single import SingleEnv
 from wm_gym.starts import save_starts
@@ -59,6 +60,75 @@ def test_make_vec_round_trips_through_its_spec_and_json(starts, num_envs):
         assert again.spec == env.spec
         first, second = env.reset(seed=1)[0], again.reset(seed=1)[0]
         assert np.array_equal(first["image"], second["image"])
+
+
+SHARED = {
+    "chunk": 3,
+    "split": "validation",
+    "horizon": 9,
+    "autoreset_mode": "same_step",
+    "ignore_terminations": True,
+    "return_frames": True,
+    "strict_actions": True,
+    "output": "torch",
+    "render_mode": "rgb_array",
+}
+OWN = {
+    "imagined": {"device": "cpu", "dtype": "bfloat16", "deterministic": True},
+    "real": {"workers": 2, "full_meshes": True, "timeout": 7.5},
+}
+
+
+@pytest.fixture
+def everything(starts, tmp_path, monkeypatch):
+    """Set every option of a backend to something else than its default."""
+    monkeypatch.setattr("wm_gym.real.vector.SimulationPool", worlds.Ladder)
+    save_starts([fakes.fake_pool(split="validation")], tmp_path)
+    named = {"world_model": "some/model", "success": "some/classifier"}
+
+    def options(backend: str) -> dict:
+        models = named if backend == "imagined" else {}
+        return {"backend": backend, "starts": starts, **SHARED, **OWN[backend], **models}
+
+    return options
+
+
+@pytest.mark.parametrize("backend", OWN)
+def test_a_spec_with_every_option_goes_through_json_and_makes_the_same_world(everything, backend):
+    env = gym.make_vec(ID, num_envs=2, **everything(backend))
+    asked = {"num_envs": 2, "vectorization_mode": "vector_entry_point", "task": "Lift"}
+    assert env.spec.kwargs == everything(backend) | asked
+    spec = gym.envs.registration.EnvSpec.from_json(env.spec.to_json())
+    again = gym.make_vec(spec)
+    assert again.spec == env.spec and type(again) is type(env)
+    for first, second in zip(a_few_steps(env), a_few_steps(again), strict=True):
+        worlds.assert_same(first, second)
+
+
+@pytest.mark.parametrize("backend", OWN)
+def test_no_option_is_missing_above(everything, backend):
+    made = {"imagined": wm_gym.ImaginedVectorEnv, "real": wm_gym.RealVectorEnv}[backend]
+    known = [
+        name
+        for each in (wm_gym.WorldVectorEnv, made)
+        for name, parameter in inspect.signature(each).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    assert set(everything(backend)) == {"backend", *known} - {"task", "num_envs"}
+
+
+@pytest.mark.parametrize("backend", OWN)
+def test_the_spec_of_a_single_environment_goes_through_json_too(everything, backend):
+    options = everything(backend)
+    del options["autoreset_mode"], options["output"]  # its checker wants numpy
+    env = gym.make(ID, **options)
+    again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
+    assert again.spec == env.spec
+    worlds.assert_same(env.reset(seed=1), again.reset(seed=1))
+
+
+def a_few_steps(env) -> list:
+    return [env.reset(seed=1), *(env.step(a / 2) for a in worlds.random_actions(env, 4))]
 
 
 def test_no_step_limit_is_registered_because_gymnasium_would_count_chunks():

@@ -4,6 +4,7 @@ wm-gym quickstart                          improve the bundled policy, test it i
 wm-gym wmpo --task Lift --budget 128       the whole method, from nothing
 wm-gym <stage> --out runs/lift             one stage of it
 wm-gym publish runs/lift ...               pool finished runs into a results file
+wm-gym demo --backend imagined             film n environments side by side
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Annotated, Any
 import tyro
 
 from trainers import compare, wmpo
+from trainers.demo import DemoConfig, demo
 from trainers.quickstart import QuickstartConfig, quickstart
 from trainers.wmpo import WMPOConfig
 
@@ -65,6 +67,7 @@ def main() -> None:
     commands["wmpo"] = _plain(run_wmpo, WMPOConfig)
     commands |= {name: _plain(run_stage(name), WMPOConfig) for name in STAGES}
     commands["publish"] = _plain(run_publish, PublishConfig)
+    commands["demo"] = _plain(demo, DemoConfig)
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="wm-gym")
     except (ValueError, FileNotFoundError, FileExistsError, ImportError) as error:

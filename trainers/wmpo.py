@@ -24,15 +24,13 @@ from trainers import bc, grpo
 from trainers.rollout import autocast, evaluate
 from wm_gym.data.collection import TAIL, draw_starts, record_expert, record_policy
 from wm_gym.data.episodes import Episode, load
-from wm_gym.evaluation.fidelity import watch_imagined
 from wm_gym.evaluation.statistics import rate
 from wm_gym.real.expert import DEMONSTRATION, PLAY
 from wm_gym.real.pool import SimulationPool
 from wm_gym.runs import Run
 from wm_gym.starts import load_starts, save_starts
-from wm_gym.success.calibration import choose_rule
 from wm_gym.success.classifier import SuccessConfig
-from wm_gym.success.training import SuccessTrainingConfig, frame_labels, train_classifier
+from wm_gym.success.training import SuccessTrainingConfig, train_classifier
 from wm_gym.tasks import Task, get_task
 from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.presets import PRESETS
@@ -161,21 +159,21 @@ def success(config: WMPOConfig, run: Run) -> dict[str, Any]:
     """Train and calibrate the success classifier on the same episodes."""
     model = WorldModel.from_pretrained(run.folder / "world_model", device=device())
     everything = episodes(run, "demonstrations", "play", "rollouts")
-    shape = SuccessConfig(channels=model.config.channels, size=model.config.size)
-    classifier, real = train_classifier(model.encode, everything, shape, config.success)
-    played = episodes(run, "rollouts")  # their real outcomes are known, so they set the rule
-    probabilities = watch_imagined(model, classifier, played)
-    hold, found = choose_rule(probabilities, [frame_labels(e) for e in played])
-    classifier.config = replace(
-        classifier.config, threshold=found.threshold, hold_k=hold, hold_n=hold
-    )
+    c = model.config
+    shape = SuccessConfig(channels=c.width, side=c.side, vector=c.vector)
+    classifier, real, imagined = train_classifier(model, everything, shape, config.success)
     classifier.save_pretrained(run.folder / "success", dtype=torch.float16)
     print(
-        f"Success on held-out real episodes: F1 {real.f1:.2f}, false {real.false_success:.0%}. On "
-        f"imagined replays of the rollouts: F1 {found.f1:.2f}, false {found.false_success:.0%}, "
-        f"at threshold {found.threshold} held for {hold} steps."
+        f"Success on held-out episodes, as recorded: F1 {real.f1:.2f}, false "
+        f"{real.false_success:.0%}; as imagined: F1 {imagined.f1:.2f}, false "
+        f"{imagined.false_success:.0%}, at threshold {imagined.threshold} held for "
+        f"{classifier.hold_k} steps."
     )
-    return {"hold": hold, "imagined": found._asdict(), "real": real._asdict()}
+    return {
+        "hold": classifier.hold_k,
+        "imagined": imagined._asdict(),
+        "real": real._asdict(),
+    }
 
 
 def improve(config: WMPOConfig, run: Run) -> dict[str, Any]:

@@ -121,6 +121,21 @@ def check_mask(mask: Any, n: int) -> np.ndarray:
     return mask
 
 
+def check_rows(rows: Any, n: int) -> np.ndarray:
+    """Return the numbers of rows, int64 (m,), fresh: all n of them where `rows` is None."""
+    if rows is None:
+        return np.arange(n)
+    rows = to_numpy(rows)
+    if rows.ndim != 1 or not rows.size or rows.dtype.kind not in "iu":
+        raise ValueError(
+            f"rows must be a list of at least one integer, got {rows.dtype} {rows.shape}; "
+            "np.flatnonzero(mask) makes one of a mask."
+        )
+    if wrong := rows[(rows < 0) | (rows >= n)].tolist():
+        raise ValueError(f"rows must lie in 0..{n - 1}, got {wrong}.")
+    return rows.astype(np.int64)
+
+
 def check_starts(starts: Any, rows: np.ndarray, n: int, size: int) -> np.ndarray | None:
     """Return the starts asked for `rows`, int64 (m,), from one entry an environment, or None."""
     if starts is None:

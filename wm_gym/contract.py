@@ -20,6 +20,7 @@ from wm_gym.checks import (
     check_frames,
     check_mask,
     check_options,
+    check_rows,
     check_seeds,
     check_starts,
     parse_autoreset_mode,
@@ -27,6 +28,7 @@ from wm_gym.checks import (
 )
 from wm_gym.noise import row_choice
 from wm_gym.starts import StartPool, load_starts
+from wm_gym.state import WorldState, check_state
 from wm_gym.tasks import get_task
 
 MAX_CHUNK = 8
@@ -66,7 +68,9 @@ class WorldVectorEnv(VectorEnv):
 
     `reset(seed=s)` seeds row i with s + i, a list seeds row by row, None continues a row's stream.
     options: `reset_mask` bool (n,); `start` int (n,); or `frames` uint8 (n, T, H, W, 3) with
-    `actions` float32 (n, T - 1, 7), in the imagined world alone. All are read, never changed.
+    `actions` float32 (n, T - 1, 7), in the imagined world alone. All are read, never changed. A
+    refused call raises and changes nothing. `get_state`, `set_state` and `fork` save, restore and
+    branch rows.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}
@@ -142,6 +146,14 @@ class WorldVectorEnv(VectorEnv):
             "options={'start': indices}, or the imagined backend."
         )
 
+    def _save(self, rows: np.ndarray) -> Any:
+        """Return what the world itself knows of rows (m,), fresh: `WorldState.hidden`."""
+        raise NotImplementedError
+
+    def _load(self, rows: np.ndarray, hidden: Any) -> None:
+        """Overwrite what the world knows of rows (m,) with what `_save` returned; keep no view."""
+        raise NotImplementedError
+
     # The Gymnasium interface.
 
     def reset(
@@ -154,14 +166,19 @@ class WorldVectorEnv(VectorEnv):
         rows = np.flatnonzero(mask)
         starts = check_starts(options.get("start"), rows, self.num_envs, len(self.pool))
         self._check_usable(beginning=mask.all())
+        shown = None
+        if "frames" in options:
+            shown = self._begin_past(rows, options["frames"], options.get("actions"))
         super().reset(seed=next((s for s in seeds if s is not None), None))
         for row in rows:
             if seeds[row] is not None:
                 self.seeds[row], self.episode[row] = seeds[row], -1
-        if "frames" in options:
-            self._enter_frames(rows, options["frames"], options.get("actions"))
-        else:
+        if shown is None:
             self._enter(rows, starts)
+        else:
+            self._turn(rows)
+            self.start[rows] = -1
+            self._show(rows, shown)
         none = np.zeros(self.num_envs, np.int64)
         return self._observe(), self._info(~self._over, none, none)
 
@@ -200,7 +217,77 @@ class WorldVectorEnv(VectorEnv):
         self._check_usable()
         return tuple(image.copy() for image in to_numpy(self._image))
 
+    # Saving and branching.
+
+    def get_state(self, rows: Any = None) -> WorldState:
+        """Save rows, int (m,), by default all, in the order given; a row may be named twice.
+
+        Together with the actions to come, a state decides all that follows: in the real world and
+        with `deterministic` to the bit, otherwise as exactly as the device repeats its own sums.
+        Raises ResetNeeded before the first reset, ValueError for rows that are none.
+        """
+        self._check_usable()
+        rows = check_rows(rows, self.num_envs)
+        settings = {
+            "world": type(self).__name__,
+            "task": self.task.name,
+            "split": self.pool.split,
+            "horizon": self.horizon,
+            "chunk": self.chunk,
+            "ignore_terminations": self.ignore_terminations,
+        }
+        clock = {name: values[rows] for name, values in self._clock().items()}
+        image = self._image[self._give(rows)]
+        return WorldState(settings, **clock, image=image, hidden=self._save(rows))
+
+    def set_state(
+        self, state: WorldState, rows: Any = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Make row rows[i] what row i of `state` was; rows int (m,), by default all in order.
+
+        The other rows stay as they are. Returns what `reset` does. Raises ResetNeeded before the
+        first reset, and ValueError, with nothing changed, for another number of rows, a row named
+        twice, a state of a world with other settings, and under SameStep for episodes that are
+        over, which that mode never shows.
+        """
+        self._check_usable()
+        rows = check_rows(rows, self.num_envs)
+        if len(np.unique(rows)) != len(rows):
+            raise ValueError(f"Expected every row once, got {rows.tolist()}; drop the repeats.")
+        check_state(state, self.get_state(rows))
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and np.any(state.over):
+            raise ValueError(
+                f"Entries {np.flatnonzero(state.over).tolist()} of this state wait for a reset, "
+                "which SameStep does at once; choose the others with state.take(...)."
+            )
+        self._load(rows, state.hidden)
+        for name, values in self._clock().items():
+            values[rows] = getattr(state, name)
+        self._show(rows, state.image)
+        none = np.zeros(self.num_envs, np.int64)
+        return self._observe(), self._info(~self._over, none, none)
+
+    def fork(self, row: int, n: int) -> WorldState:
+        """Return a state of n copies of one row: branches for `set_state`, here or elsewhere.
+
+        `env.set_state(env.fork(3, 2), [0, 1])` makes rows 0 and 1 what row 3 is. The same actions
+        lead all copies the same way; see WorldState for copies with seeds of their own.
+        """
+        return self.get_state([row] * check_count("n", n))
+
     # Bookkeeping.
+
+    def _clock(self) -> dict[str, np.ndarray]:
+        """What the contract itself keeps of every row, by its name in WorldState."""
+        return {
+            "seeds": self.seeds,
+            "episode": self.episode,
+            "elapsed": self.elapsed,
+            "start": self.start,
+            "success": self._success,
+            "probability": self._probability,
+            "over": self._over,
+        }
 
     def _check_usable(self, beginning: bool = False) -> None:
         if self.closed:
@@ -234,13 +321,12 @@ class WorldVectorEnv(VectorEnv):
         self.start[rows] = starts
         self._show(rows, self._begin(rows, starts))
 
-    def _enter_frames(self, rows: np.ndarray, frames: Any, actions: Any) -> None:
+    def _begin_past(self, rows: np.ndarray, frames: Any, actions: Any) -> Any:
+        """Check given pictures, put rows (m,) after the last of them and return its image."""
         shape = self.single_observation_space["image"].shape
         frames, actions = check_frames(frames, actions, self.num_envs, shape, self.task.action_dim)
-        self._turn(rows)
-        self.start[rows] = -1
         actions = None if actions is None else actions[rows]
-        self._show(rows, self._begin_from_frames(rows, frames[rows], actions))
+        return self._begin_from_frames(rows, frames[rows], actions)
 
     def _turn(self, rows: np.ndarray) -> None:
         self.episode[rows] += 1

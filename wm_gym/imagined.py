@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wm_gym.checks import check_choice, check_count
+from wm_gym.checks import check_choice
 from wm_gym.contract import Played, WorldVectorEnv
 from wm_gym.noise import row_noise
+from wm_gym.state import map_arrays
 
 if TYPE_CHECKING:
     from wm_gym.success.classifier import SuccessClassifier
@@ -24,9 +25,8 @@ class ImaginedVectorEnv(WorldVectorEnv):
 
     `world_model`, `success`: a bundled name (default: the task's), a folder, a hub id, or a live
     module, used as it is. Named ones are loaded once a process and shared. `dtype="bfloat16"` runs
-    them under autocast. `sampling_steps`: network calls a block (default: the model's own).
-    `deterministic`: one row a call, so that a row's pictures are the same bits in any batch, at
-    the price of speed. Everything else is WorldVectorEnv's.
+    them under autocast. `deterministic`: one row a call, so that a row's pictures are the same bits
+    in any batch, at the price of speed. Everything else is WorldVectorEnv's.
 
     A step succeeds where at least hold_k of its last hold_n windows have a probability of at
     least the classifier's threshold.
@@ -41,7 +41,6 @@ class ImaginedVectorEnv(WorldVectorEnv):
         success: str | Path | SuccessClassifier | None = None,
         device: str | torch.device | None = None,
         dtype: str = "float32",
-        sampling_steps: int | None = None,
         deterministic: bool = False,
         **contract: Any,
     ) -> None:
@@ -50,9 +49,6 @@ class ImaginedVectorEnv(WorldVectorEnv):
         check_choice("dtype", dtype, ("float32", "bfloat16"))
         self.dtype = dtype
         self.deterministic = deterministic
-        if sampling_steps is not None:
-            check_count("sampling_steps", sampling_steps)
-        self.sampling_steps = sampling_steps
         bundled = self.task.name.lower()
         self.world_model = _world_model(world_model or bundled, device)
         self.device = torch.device(self.world_model.device)
@@ -82,6 +78,17 @@ class ImaginedVectorEnv(WorldVectorEnv):
         self._remember(rows, past)
         return past[:, -1]
 
+    def _save(self, rows: np.ndarray) -> tuple[Memory, Tensor, Tensor]:
+        where = torch.from_numpy(rows).to(self.device)
+        return self._memory.take(where), self._features[where], self._hits[where]
+
+    @torch.inference_mode()
+    def _load(self, rows: np.ndarray, hidden: tuple[Memory, Tensor, Tensor]) -> None:
+        where = torch.from_numpy(rows).to(self.device)
+        hidden = map_arrays(lambda part: torch.as_tensor(part, device=self.device), hidden)
+        memory, self._features[where], self._hits[where] = hidden
+        self._memory.put(where, memory)
+
     @torch.inference_mode()
     def _play(self, rows: np.ndarray, actions: np.ndarray, steps: np.ndarray) -> Played:
         parts = [
@@ -99,10 +106,10 @@ class ImaginedVectorEnv(WorldVectorEnv):
         """Fill the memories of rows (m,) from their past, frames uint8 (m, T, H, W, 3)."""
         for tile in self._tiles(rows):
             where = torch.from_numpy(rows[tile]).to(self.device)
-            recent = frames[tile][:, 1 - self.success.config.window :]
             with self._autocast():
                 memory = self.world_model.begin(frames[tile])
-                features = self.success.embed(self.world_model.encode(recent)).float()
+                latents = self.world_model.encode(frames[tile])[:, 1 - self.success.config.window :]
+                features = self.success.embed(latents).float()
             missing = self.success.config.window - 1 - features.shape[1]
             features = torch.cat([features[:, :1].expand(-1, missing, -1), features], 1)
             if self._memory is None:
@@ -126,8 +133,7 @@ class ImaginedVectorEnv(WorldVectorEnv):
                 self._memory.take(where),
                 torch.from_numpy(actions).to(self.device),
                 row_noise(*keys, shape, self.device),
-                self.sampling_steps,
-            )  # latents (m, K, C, h, w)
+            )  # latents (m, K, ...)
             features = torch.cat([self._features[where], self.success.embed(latents).float()], 1)
             probability = self.success.probability(features).float()  # (m, K)
         hits = torch.cat([self._hits[where], probability >= self.success.threshold], 1)

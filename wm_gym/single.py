@@ -9,6 +9,7 @@ import numpy as np
 
 from wm_gym.checks import to_numpy
 from wm_gym.registration import make_world
+from wm_gym.state import WorldState
 
 
 class SingleEnv(gym.Env):
@@ -44,6 +45,19 @@ class SingleEnv(gym.Env):
         obs, reward, terminated, truncated, info = self.world.step(to_numpy(action)[None])
         flags = bool(terminated[0]), bool(truncated[0])
         return _first(obs), float(reward[0]), *flags, _first(info)
+
+    def get_state(self) -> WorldState:
+        """Save the episode as a state of one row; see WorldVectorEnv.get_state."""
+        return self.world.get_state()
+
+    def set_state(self, state: WorldState) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Go on where a state of one row was saved; returns what `reset` does."""
+        obs, info = self.world.set_state(state)
+        return _first(obs), _first(info)
+
+    def fork(self, n: int) -> WorldState:
+        """Return a state of n copies of the episode, for a vector environment to play on."""
+        return self.world.fork(0, n)
 
     def render(self) -> np.ndarray | None:
         """Return the picture that the observation shows, uint8 (H, W, 3)."""

@@ -1,4 +1,4 @@
-"""Windows: what lies in them, how they are drawn, how they are split."""
+"""Windows: what lies in them, how they are drawn, which episodes are held out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wm_gym.data import EpisodeWriter
-from wm_gym.data.windows import SuccessWindows, Windows, holdout_episodes
+from wm_gym.data.windows import Windows, holdout_episodes
 
 
 def pixels(frames: torch.Tensor) -> list:
@@ -88,6 +88,15 @@ def test_reweight_gives_each_window_its_own_chance(two):
     assert windows.sample(200).unique().tolist() == [1, 4]
 
 
+def test_windows_may_last_longer_and_are_otherwise_the_same(two):
+    windows = Windows(two, memory=2, block=1, weights={"play": 0.0})
+    longer = windows.lasting(2)
+    assert pixels(longer.batch([3])["future"]) == [[11, 12]]
+    assert pixels(longer.batch([3])["memory"]) == [[10, 10]]
+    assert torch.equal(longer.weights, windows.weights)
+    assert pixels(windows.batch([3])["future"]) == [[11]]
+
+
 def test_bad_weights_are_refused(two):
     with pytest.raises(ValueError, match=r"\['expert'\] that no episode has; known.*play"):
         Windows(two, weights={"expert": 1.0})
@@ -106,39 +115,9 @@ def test_holdout_takes_the_rounded_share_of_each_source():
     assert held == holdout_episodes(sources, 0.2, seed=0)
 
 
-def test_holdout_splits_by_episode_alike_for_both_kinds(make_episode):
-    episodes = [make_episode(i, t=2) for i in range(6)]
-    rest, held = Windows(episodes).holdout(1 / 3, seed=1)
-    success_rest, success_held = SuccessWindows(episodes).holdout(1 / 3, seed=1)
-    assert len(rest) == 8 and len(held) == 4
-    assert not set(rest.episode.tolist()) & set(held.episode.tolist())
-    assert set(held.episode.tolist()) == set(success_held.episode.tolist())
-    assert set(rest.sample(100).tolist()) <= set(range(8))
-    first = int(held.episode[0])
-    assert pixels(held.batch([0])["anchor"]) == [10 * first]
-
-
 def test_holdout_of_single_episodes_is_refused():
     with pytest.raises(ValueError, match="none has two episodes"):
         holdout_episodes(["a", "b"], 0.5, seed=0)
-
-
-def test_success_windows_end_at_every_frame(two):
-    windows = SuccessWindows(two, window=3)
-    assert windows.time.tolist() == [0, 1, 2, 3, 0, 1, 2]
-    assert windows.labels.tolist() == [False] * 6 + [True]
-    batch = windows.batch([1, 6])
-    assert pixels(batch["frames"]) == [[0, 0, 1], [10, 11, 12]]
-    assert batch["label"].tolist() == [0.0, 1.0] and batch["label"].dtype == torch.float32
-
-
-def test_success_labels_follow_the_split(make_episode):
-    episodes = [make_episode(i, t=2, success=(i % 2,)) for i in range(4)]
-    for part in SuccessWindows(episodes).holdout(0.5, seed=0):
-        labels = part.batch(torch.arange(len(part)))["label"].bool()
-        assert torch.equal(labels, part.labels)
-        # Frame 1 is a success in even episodes, frame 2 in odd ones.
-        assert torch.equal(labels, part.time == 1 + part.episode % 2)
 
 
 def test_pictures_of_two_sizes_are_refused(two):

@@ -14,8 +14,8 @@ from wm_gym.evaluation.fidelity import (
     long_enough,
     psnr,
     replay,
+    replay_latents,
     replay_report,
-    watch_imagined,
 )
 from wm_gym.noise import row_noise
 
@@ -66,9 +66,9 @@ def test_a_replay_plays_the_recorded_actions_block_by_block(chunk, calls):
     model, played = FakeWorldModel(), []
     imagine = model.imagine
 
-    def watched(memory, actions, noise, sampling_steps=None):
+    def watched(memory, actions, noise):
         played.append(actions.shape[1])
-        return imagine(memory, actions, noise, sampling_steps)
+        return imagine(memory, actions, noise)
 
     model.imagine = watched
     episode = brighten(0, 20)
@@ -100,10 +100,13 @@ def test_a_replays_noise_follows_from_seed_row_and_step():
     assert not torch.equal(found, replay(model, first, actions, chunk=8, seed=6))
 
 
-def test_sampling_steps_reach_the_model():
-    model = FakeWorldModel()
-    replay(model, flat(0)[0], torch.zeros(1, 2, 7), sampling_steps=3)
-    assert model.sampling_steps == 3
+def test_the_pictures_of_a_replay_are_those_of_its_latents():
+    model = FakeWorldModel(noise=0.05)
+    first, actions = flat(120, 130)[0], torch.zeros(2, 19, 7)  # not in one piece of 8
+    latents = replay_latents(model, first, actions, chunk=8, seed=5)
+    assert latents.shape == (2, 19, 3, SIZE, SIZE)
+    pictures = replay(model, first, actions, chunk=8, seed=5)
+    assert torch.equal(pictures, model.decode(latents))
 
 
 def test_a_report_has_three_figures_a_step():
@@ -145,20 +148,3 @@ def test_only_episodes_that_are_long_enough_are_judged():
 def test_a_single_episode_is_refused():
     with pytest.raises(ValueError, match="2 episodes of at least 16 steps, got 1 of 2"):
         replay_report(FakeWorldModel(), [brighten(0, 16), brighten(1, 15)], steps=(8, 16))
-
-
-class Brightness:
-    """A classifier that reports the mean of every latent frame."""
-
-    def watch(self, latents: torch.Tensor) -> torch.Tensor:
-        return latents.flatten(2).mean(2)
-
-
-def test_imagined_replays_are_watched_frame_by_frame_and_cut_to_their_length():
-    model, recorded = FakeWorldModel(), [brighten(0, 5), brighten(1, 11), brighten(2, 3)]
-    watched = watch_imagined(model, Brightness(), recorded, batch_size=2)
-    assert [len(p) for p in watched] == [6, 12, 4]
-    for episode, found in zip(recorded, watched, strict=True):
-        frames = torch.from_numpy(episode.frames)[None]
-        expected = Brightness().watch(model.encode(frames))[0].numpy()
-        np.testing.assert_allclose(found, expected, atol=0.02)  # two grey levels of 255

@@ -6,7 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,7 @@ from wm_gym.real.pool import SimulationPool
 from wm_gym.tasks import get_task
 
 FAKE = """
-import os, signal, time
+import ctypes, os, signal, sys, time
 from pathlib import Path
 from wm_gym.real import worker
 
@@ -35,10 +38,31 @@ class Worker:
         print(text, flush=True)
         os.write(1, text.encode())
         return self.name
+    def answer_or_fail(self, seconds):
+        if seconds is None:
+            self.fail()
+        return self.nap(seconds)
     def fail(self):
         raise ValueError("no such joint")
-    def die(self):
+    def die(self, words=""):
+        print(words, file=sys.stderr)
         os._exit(3)
+    def crash(self):
+        ctypes.string_at(0)
+    def hang(self):
+        time.sleep(1000)
+    def stop(self):
+        os.kill(os.getpid(), signal.SIGSTOP)
+    def answer_by_half(self):
+        os.write(3, (1000).to_bytes(8, "little") + b"half")  # 3: the pipe for answers
+        time.sleep(1000)
+    def run_out_of_memory(self):
+        return bytearray(1 << 62)
+    def hang_once(self, path, answer):
+        if not Path(path).exists():
+            Path(path).touch()
+            time.sleep(1000)
+        return answer
     def die_once(self, path, answer):
         if not Path(path).exists():
             Path(path).touch()
@@ -59,18 +83,14 @@ worker.Worker = Worker
 worker.main()
 """
 PARENT = """
-import sys, threading, time
+import sys
 from wm_gym.real import pool
 from wm_gym.tasks import get_task
 
 pool.COMMAND = sys.argv[1]
 simulations = pool.SimulationPool(get_task("Lift"), 2)
-pids = [process._process.pid for process in simulations._idle.queue]
-threading.Thread(target=simulations.map, args=("nap", [(1.0,)])).start()
-while len(simulations._idle.queue) == 2:
-    time.sleep(0.01)
-print(*pids, flush=True)
-time.sleep(100)
+print(*[process._process.pid for process in simulations._processes], flush=True)
+simulations.map(sys.argv[2], [()])
 """
 
 
@@ -90,7 +110,7 @@ def workers(patch):
 
 
 def pids(workers: SimulationPool) -> list[int]:
-    return [process._process.pid for process in workers._idle.queue]
+    return [process._process.pid for process in workers._processes]
 
 
 def test_answers_come_in_the_order_of_the_requests(workers):
@@ -106,12 +126,16 @@ def test_no_requests_have_no_answers(workers):
     assert workers.map("add", []) == []
 
 
-def test_an_error_in_a_worker_is_raised_with_its_traceback_and_costs_no_worker(workers):
-    before = sorted(pids(workers))
-    with pytest.raises(RuntimeError, match=r"(?s)robosuite:.*in fail.*ValueError: no such joint"):
-        workers.map("fail", [()])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("fail", "ValueError: no such joint"), ("run_out_of_memory", "MemoryError")],
+)
+def test_an_error_in_a_worker_is_raised_with_its_traceback_and_costs_no_worker(workers, name, text):
+    before = pids(workers)
+    with pytest.raises(RuntimeError, match=rf"(?s)row 7 \({name}\): robosuite:.*in {name}.*{text}"):
+        workers.map(name, [()], ["row 7"])
     assert workers.map("add", [(1, 2)]) == [3]
-    assert sorted(pids(workers)) == before
+    assert pids(workers) == before
 
 
 def test_what_a_worker_prints_does_not_disturb_its_answers(workers):
@@ -122,30 +146,97 @@ def test_a_request_whose_worker_is_killed_is_answered_by_its_successor(workers, 
     before = set(pids(workers))
     requests = [(tmp_path / "0", "a"), (tmp_path / "1", "b"), (tmp_path / "2", "c")]
     requests[1][0].touch()  # this one's worker lives
-    assert workers.map("die_once", requests) == ["a", "b", "c"]
+    with pytest.warns(RuntimeWarning, match=r"signal 9, Killed \(where memory ran out") as warned:
+        assert workers.map("die_once", requests, ["row 0", "row 1", "row 5"]) == ["a", "b", "c"]
+    rows = sorted(str(warning.message).split(" (die_once)")[0] for warning in warned)
+    assert rows == ["row 0", "row 5"]
     assert len(pids(workers)) == 2 and set(pids(workers)) != before
 
 
+def settle(workers: SimulationPool) -> None:
+    """Wait until every worker is idle."""
+    while any(process.busy for process in workers._processes):
+        list(workers._listen())
+
+
 def test_an_idle_worker_that_was_killed_is_replaced(workers):
-    victim = workers._idle.queue[0]._process
+    settle(workers)
+    victim = workers._processes[0]._process
     victim.send_signal(signal.SIGKILL)
     victim.wait()
-    assert workers.map("add", [(i, i) for i in range(4)]) == [0, 2, 4, 6]
+    with pytest.warns(RuntimeWarning, match=rf"worker 0 \(process {victim.pid}\)"):
+        assert workers.map("add", [(i, i) for i in range(4)]) == [0, 2, 4, 6]
     assert victim.pid not in pids(workers)
 
 
-def test_a_request_that_kills_two_workers_is_named_and_the_pool_goes_on(workers):
-    with pytest.raises(RuntimeError, match=r"died twice on request 0 \(die\).*code 3"):
-        workers.map("die", [()])
+@pytest.mark.filterwarnings("ignore:.*goes to a new simulator")
+def test_a_request_that_kills_two_workers_is_named_with_their_last_words(workers):
+    words = "\n".join(f"line {i}" for i in range(100))
+    with pytest.raises(RuntimeError, match=r"died on row 7 \(die\): worker . .*code 3") as caught:
+        workers.map("die", [(words,)], ["row 7"])
+    lines = str(caught.value).splitlines()
+    assert lines[1:] == [f"line {i}" for i in range(80, 100)]
     assert workers.map("add", [(i, 1) for i in range(4)]) == [1, 2, 3, 4]
 
 
-def test_a_worker_that_does_not_answer_is_given_up_and_the_pool_goes_on(workers, patch):
-    with patch.context() as hurry:
-        hurry.setattr(module, "CALL_TIMEOUT", 0.1)
-        with pytest.raises(RuntimeError, match=r"request 0 \(nap\): no answer within 0 s"):
-            workers.map("nap", [(60.0,)])
+@pytest.mark.filterwarnings("ignore:.*goes to a new simulator")
+def test_a_crash_in_native_code_says_where(workers):
+    with pytest.raises(RuntimeError, match="(?s)signal 11.*Segmentation fault.* in crash"):
+        workers.map("crash", [()])
+
+
+@pytest.fixture
+def impatient(patch):
+    with SimulationPool(get_task("Lift"), 2, timeout=1.0) as workers:
+        yield workers
+
+
+@pytest.mark.parametrize("way", ["hang", "stop", "answer_by_half"])
+def test_a_worker_that_hangs_is_given_up_in_time_and_the_pool_goes_on(impatient, way):
+    before, began = set(pids(impatient)), time.monotonic()
+    with (
+        pytest.warns(RuntimeWarning, match=rf"row 7 \({way}\) goes to a new simulator: worker "),
+        pytest.raises(RuntimeError, match=rf"row 7 \({way}\): .* did not answer within 1 s"),
+    ):
+        impatient.map(way, [()], ["row 7"])
+    assert time.monotonic() - began < 60  # 2 x 1 s and the start of a worker
+    impatient.timeout = 100.0
+    assert impatient.map("add", [(i, 1) for i in range(4)]) == [1, 2, 3, 4]
+    assert all(not runs(pid) for pid in before - set(pids(impatient)))
+
+
+def test_a_request_that_hung_once_is_answered_by_the_next_worker(impatient, tmp_path):
+    requests = [(tmp_path / "0", "a"), (tmp_path / "1", "b")]
+    requests[1][0].touch()
+    with pytest.warns(RuntimeWarning, match=r"request 0 \(hang_once\).* within 1 s"):
+        assert impatient.map("hang_once", requests) == ["a", "b"]
+
+
+def test_answers_to_a_call_that_failed_are_not_taken_for_those_of_the_next(workers):
+    settle(workers)
+    with pytest.raises(RuntimeError, match="no such joint"):
+        workers.map("answer_or_fail", [(0.3,), (None,)])
+    # The answer to the first nap comes while the next one is awaited.
+    assert workers.map("nap", [(0.8,), (0.0,)]) == [0.8, 0.0]
+
+
+def test_ctrl_c_interrupts_a_call_and_the_pool_goes_on(workers):
+    settle(workers)
+    before = pids(workers)
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        workers.map("nap", [(2.0,), (2.0,)])
+    assert time.monotonic() - began < 1.5
     assert workers.map("add", [(i, 1) for i in range(4)]) == [1, 2, 3, 4]
+    assert pids(workers) == before
+
+
+def test_threads_take_turns(workers):
+    with ThreadPoolExecutor(4) as threads:
+        calls = [threads.submit(workers.map, "add", [(i, 0), (i, 1)]) for i in range(20)]
+    assert [call.result() for call in calls] == [[i, i + 1] for i in range(20)]
 
 
 def test_workers_are_not_in_the_process_group_that_ctrl_c_reaches(workers):
@@ -174,25 +265,68 @@ def test_a_simulator_that_cannot_be_built_says_why_and_leaves_no_process(patch, 
     assert len(started) == 2 and all(process.returncode is not None for process in started)
 
 
+def test_simulators_that_die_at_their_start_are_given_up_with_their_last_words(patch):
+    with patch.context() as broken:
+        broken.setattr(module, "COMMAND", "import sys; sys.exit('no such libEGL')")
+        with pytest.raises(RuntimeError, match="(?s)could be started.*code 1.*no such libEGL"):
+            SimulationPool(get_task("Lift"), 2)
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_replaced(workers):
+    settle(workers)
+    for _ in range(2):  # the second time, the successor is still starting
+        workers._processes[0]._process.kill()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert workers.map("add", [(1, 1)]) == [2]
+    assert workers.map("add", [(i, 1) for i in range(4)]) == [1, 2, 3, 4]
+
+
 def test_a_closed_pool_has_no_process_and_refuses_requests(patch):
     workers = SimulationPool(get_task("Lift"), 1)
-    process = workers._idle.queue[0]._process
+    process = workers._processes[0]._process
     workers.close()
     workers.close()
     assert process.returncode is not None
-    with pytest.raises(RuntimeError, match="shutdown"):
+    with pytest.raises(RuntimeError, match="closed"):
         workers.map("add", [(1, 1)])
 
 
-def test_no_worker_outlives_a_parent_that_is_killed(patch):
-    """One worker is idle and one is busy when the parent gets its kill -9."""
+@pytest.mark.parametrize("way", ["hang", "stop"])
+def test_closing_does_not_wait_for_a_worker_that_hangs(patch, way):
+    workers = SimulationPool(get_task("Lift"), 2)
+    before = pids(workers)
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        workers.map(way, [()])
+    began = time.monotonic()
+    workers.close()
+    assert time.monotonic() - began < 5 and not any(runs(pid) for pid in before)
+
+
+@pytest.mark.parametrize(
+    ("blow", "way"),
+    [
+        (signal.SIGKILL, "hang"),
+        (signal.SIGKILL, "stop"),
+        (signal.SIGINT, "hang"),
+        (signal.SIGTERM, "hang"),
+    ],
+)
+def test_no_worker_outlives_its_parent(patch, blow, way):
+    """One worker is idle and one hangs when the parent is ended by kill -9, Ctrl-C or kill."""
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, FAKE], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PARENT, FAKE, way],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     orphans = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(orphans) == 2 and all(runs(pid) for pid in orphans)
-    parent.kill()
-    parent.communicate()
+    time.sleep(0.3)  # so that one has its request
+    parent.send_signal(blow)
+    parent.communicate(timeout=20)
     until = time.monotonic() + 20
     while any(runs(pid) for pid in orphans) and time.monotonic() < until:
         time.sleep(0.05)

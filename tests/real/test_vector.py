@@ -9,40 +9,10 @@ import time
 import numpy as np
 import pytest
 
-from tests.fakes import SIZE, fake_pool
+from tests.fakes import fake_pool
+from tests.worlds import Ladder, assert_same
 from wm_gym.real import vector
 from wm_gym.real.vector import RealVectorEnv
-from wm_gym.real.worker import Playback
-
-
-class Ladder:
-    """A pool of simulators in which a state [x] climbs by the first action value.
-
-    A picture is filled with the x that it shows; 103 and above is a success.
-    """
-
-    def __init__(self, task, workers, full_meshes) -> None:
-        self.workers, self.closed, self.requests = workers, False, []
-
-    def map(self, name, requests):
-        assert name == "play"
-        self.requests.append([(state.copy(), *rest) for state, *rest in requests])
-        return [self.play(*request) for request in requests]
-
-    def play(self, state, actions, stop_on_success, every_frame):
-        levels, success = [], []
-        for action in actions:
-            state = state + round(float(action[0]))
-            levels.append(state[0] + 100)
-            success.append(state[0] >= 3)
-            if stop_on_success and success[-1]:
-                break
-        shown = np.array(levels if every_frame else levels[-1:], np.uint8)
-        frames = np.broadcast_to(shown[:, None, None, None], (len(shown), SIZE, SIZE, 3))
-        return Playback(state, frames, np.array(success), np.array(levels)[:, None])
-
-    def close(self):
-        self.closed = True
 
 
 @pytest.fixture
@@ -131,6 +101,39 @@ def test_a_reset_row_is_back_at_its_start(ladder):
     assert level(obs["image"]) == [102, 101]
 
 
+def test_a_failing_simulator_is_named_by_its_row(ladder):
+    env = ladder(3)
+    env.reset(options={"start": np.array([0, 2, 0])})
+    env.step(climb(env, [0], [1], [0]))  # row 1 succeeds at once
+    env.step(climb(env, [0], [0], [0]))
+    assert env._simulations.labels == [["row 0", "row 1", "row 2"], ["row 0", "row 2"]]
+
+
+def test_a_step_whose_simulator_fails_changes_nothing(ladder, monkeypatch):
+    env = ladder(2)
+    env.step(climb(env, [1], [0]))
+    before, play = env.get_state(), env._simulations.play
+
+    def fail_at_one(state, *rest):
+        if state[0] == 1:
+            raise RuntimeError("Two simulators died on row 0")
+        return play(state, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(env._simulations, "play", fail_at_one)
+        with pytest.raises(RuntimeError, match="row 0"):
+            env.step(climb(env, [1], [1]))
+    assert_same(env.get_state(), before)
+    assert level(env.step(climb(env, [1], [1]))[0]["image"]) == [102, 102]
+
+
+@pytest.mark.parametrize("timeout", [0, -1.0, float("nan")])
+def test_a_timeout_is_a_positive_time(ladder, timeout):
+    assert ladder(timeout=3.5)._simulations.timeout == 3.5
+    with pytest.raises(ValueError, match="timeout must be a positive number of seconds"):
+        ladder(timeout=timeout)
+
+
 def test_closing_ends_the_simulators(ladder):
     env = ladder()
     env.close()
@@ -180,15 +183,6 @@ def shared(simulations, monkeypatch):
     return lambda **options: RealVectorEnv("Lift", 3, autoreset_mode="Disabled", **options)
 
 
-def assert_same(found: list, expected: list) -> None:
-    assert len(found) == len(expected)
-    for came, wanted in zip(found, expected, strict=True):
-        assert np.array_equal(came[0]["image"], wanted[0]["image"])
-        assert came[-1].keys() == wanted[-1].keys()
-        for key, value in wanted[-1].items():
-            assert np.array_equal(came[-1][key], value), key
-
-
 @pytest.mark.sim
 def test_rows_do_not_depend_on_the_number_of_workers(undisturbed, shared):
     assert_same(play(shared(chunk=4, return_frames=True), 8, 4), undisturbed)
@@ -220,16 +214,17 @@ def test_the_pictures_move_and_differ_by_row(undisturbed):
 @pytest.mark.sim
 def test_kill_9_of_a_busy_worker_changes_nothing(undisturbed, one_worker):
     pool = one_worker._simulations
-    victim = pool._idle.queue[0]._process
+    worker, victim = pool._processes[0], pool._processes[0]._process
 
     def kill_while_busy() -> None:
-        while pool._idle.qsize():
+        while worker.job is None:
             time.sleep(0.001)
         victim.send_signal(signal.SIGKILL)
 
     killer = threading.Thread(target=kill_while_busy)
     killer.start()
-    found = play(one_worker, 8, 4)
+    with pytest.warns(RuntimeWarning, match=rf"row . \(play\).*worker 0 \(process {victim.pid}\)"):
+        found = play(one_worker, 8, 4)
     killer.join()
     assert victim.poll() == -signal.SIGKILL
     assert_same(found, undisturbed)

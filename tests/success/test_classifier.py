@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from wm_gym.success.classifier import SuccessClassifier, SuccessConfig, held, pad_features
 
-TINY = SuccessConfig(channels=3, size=8, width=8, features=5)
+TINY = SuccessConfig(channels=8, side=4, vector=6, width=8, features=5)
 
 
 @pytest.fixture
@@ -22,7 +24,8 @@ def classifier() -> SuccessClassifier:
 
 
 def latents(n: int = 2, t: int = 12) -> Tensor:
-    return torch.randn(n, t, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    """A grid of 8 x 4 x 4 numbers, then a vector of 6."""
+    return torch.randn(n, t, 134, generator=torch.Generator().manual_seed(1))
 
 
 def hits(text: str) -> Tensor:
@@ -95,15 +98,30 @@ def test_features_have_one_row_a_frame(classifier):
     assert classifier.watch(latents()).shape == (2, 12)
 
 
-@pytest.mark.parametrize("size", [1, 4, 6, 7, 16])
-def test_latents_of_any_size_are_embedded(size):
-    classifier = SuccessClassifier(SuccessConfig(channels=3, size=size, width=4, features=5))
-    assert classifier.embed(torch.zeros(1, 2, 3, size, size)).shape == (1, 2, 5)
+@pytest.mark.parametrize("part", [slice(0, 1), slice(127, 128), slice(128, 129), slice(133, 134)])
+def test_all_of_a_latent_is_embedded(classifier, part):
+    before, changed = latents(), latents()
+    changed[1, 3, part] += 1
+    differ = (classifier.embed(before) != classifier.embed(changed)).any(2)
+    assert differ.nonzero().tolist() == [[1, 3]]
+
+
+def test_features_are_the_sum_of_those_of_grid_and_vector(classifier):
+    whole = latents(n=1, t=1)
+    grid, vector = whole[0, :, :128].view(1, 8, 4, 4), whole[0, :, 128:]
+    steps = classifier.grid[1:]  # after the unflattening
+    torch.testing.assert_close(classifier.embed(whole)[0], steps(grid) + classifier.vector(vector))
+
+
+@pytest.mark.parametrize("side", [1, 2, 4, 7, 8])
+def test_grids_of_any_size_are_embedded(side):
+    classifier = SuccessClassifier(SuccessConfig(channels=8, side=side, vector=3, features=5))
+    assert classifier.embed(torch.zeros(1, 2, 8 * side**2 + 3)).shape == (1, 2, 5)
 
 
 def test_the_verdict_rule_is_saved_with_the_weights(tmp_path):
     rule = {"threshold": 0.35, "hold_k": 3, "hold_n": 5}
-    classifier = SuccessClassifier(SuccessConfig(channels=3, size=8, width=8, features=5, **rule))
+    classifier = SuccessClassifier(replace(TINY, **rule))
     classifier.eval().save_pretrained(tmp_path)
     loaded = SuccessClassifier.from_pretrained(tmp_path)
     assert {name: getattr(loaded, name) for name in rule} == rule

@@ -1,163 +1,246 @@
-"""Training the classifier: what is drawn, what is softened, and that it learns to see red."""
+"""Training the classifier: what is drawn, what is imagined, and that it learns a level."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from tests.fakes import FakeWorldModel
 from wm_gym.data import Episode
-from wm_gym.data.windows import SuccessWindows
+from wm_gym.data.windows import holdout_episodes
+from wm_gym.success import training
+from wm_gym.success.calibration import calibrate, choose_rule
 from wm_gym.success.classifier import SuccessConfig
 from wm_gym.success.training import (
+    LatentWindows,
     SuccessTrainingConfig,
-    _weights,
     frame_labels,
-    soften,
+    latents_of,
     train_classifier,
     watch,
+    window_weights,
 )
 from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.presets import WorldModelConfig
 
-
-def episode(seed: int, first: int | None, t: int = 16) -> Episode:
-    """Noise whose lower half is bright from a step on; that is the success."""
-    rng = np.random.default_rng(seed)
-    frames = rng.integers(0, 100, (t + 1, 16, 16, 3)).astype(np.uint8)
-    done = np.arange(1, t + 1) >= (99 if first is None else first)
-    frames[1:][done, 8:] += 150
-    return Episode(frames, np.zeros((t, 7), np.float32), done, source="play")
+SHAPE = SuccessConfig(channels=8, side=2, vector=6, width=8, features=8, window=4)
 
 
-@pytest.fixture(scope="module")
-def encode():
-    return WorldModel(WorldModelConfig(image_size=16, patch=2, widths=(8, 8, 8), embed=8)).encode
+class Levels:
+    """Pictures have a level of grey, to which 0.1 x the first action value is added.
+
+    A latent is a grid of zeros, and a vector of the level, 1, and whether it is imagined. What is
+    imagined is too dark by half, as an imagined cube may be too low.
+    """
+
+    device = torch.device("cpu")
+    config = SimpleNamespace(max_chunk=8)
+
+    def noise_shape(self, k: int) -> tuple[int, int]:
+        return (k, 1)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        return self.latent(frames.float().mean((2, 3, 4)) / 255, 0.0)
+
+    def begin(self, frames: Tensor) -> Tensor:
+        return frames[:, -1].float().mean((1, 2, 3)) / 255
+
+    def imagine(self, memory: Tensor, actions: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        level = memory[:, None] + 0.1 * actions[:, :, 0].cumsum(1)
+        return level[:, -1], self.latent(level / 2, 1.0)
+
+    def latent(self, level: Tensor, imagined: float) -> Tensor:
+        latents = torch.zeros(*level.shape, 8 * 2 * 2 + 6)
+        latents[..., 32], latents[..., 33], latents[..., 34] = level, 1.0, imagined
+        return latents
+
+
+def episode(first: int | None, t: int = 16, source: str = "play") -> Episode:
+    """The level rises from 0.1 and passes 0.5, which is a success, between two steps.
+
+    Without one it rises to 0.4 and falls again.
+    """
+    rise = np.zeros(t)
+    if first is None:
+        rise[:6], rise[6:12] = 0.05, -0.05
+    else:
+        rise[: first + 2] = 0.4 / (first - 0.5)
+    level = 0.1 + np.concatenate([[0], rise.cumsum()])
+    frames = np.broadcast_to((255 * level).round()[:, None, None, None], (t + 1, 4, 4, 3))
+    actions = np.zeros((t, 7), np.float32)
+    actions[:, 0] = rise / 0.1
+    return Episode(frames.astype(np.uint8), actions, level[1:] >= 0.5, source=source)
+
+
+def windows_of(*labels: str, shape: SuccessConfig = SHAPE) -> LatentWindows:
+    """One episode a string of 0 and 1; frame i of episode e has the latent [10 e + i]."""
+    latents = [torch.arange(10.0 * e, 10 * e + len(x))[:, None] for e, x in enumerate(labels)]
+    return LatentWindows(latents, [np.array([c == "1" for c in x]) for x in labels], shape)
+
+
+# The parts.
 
 
 def test_labels_have_one_entry_a_frame_and_the_first_is_false():
-    assert frame_labels(episode(0, first=3, t=5)).tolist() == [
-        False,
-        False,
-        False,
-        True,
-        True,
-        True,
+    assert frame_labels(episode(5, t=7)).tolist() == [False] * 5 + [True] * 3
+
+
+def test_windows_end_at_every_frame_and_are_padded_with_their_first():
+    latents, label = windows_of("000", "0011").batch(torch.tensor([1, 2, 3, 5, 6]))
+    assert latents[..., 0].tolist() == [
+        [0, 0, 0, 1],
+        [0, 0, 1, 2],
+        [10, 10, 10, 10],
+        [10, 10, 11, 12],
+        [10, 11, 12, 13],
     ]
+    assert label.tolist() == [0, 0, 0, 1, 1] and label.dtype == torch.float32
 
 
 def test_half_of_what_is_drawn_are_successes_and_near_misses_come_more_often():
-    episodes = [episode(0, first=6, t=7), episode(1, first=None, t=3)]
-    windows = SuccessWindows(episodes)
     config = SuccessTrainingConfig(near=3, near_miss_weight=4.0)
+    found = window_weights(windows_of("00000011", "0000"), config)
     # Frames 3, 4 and 5 of the first are near misses; 6 and 7 share the weight of all others.
     rest = [1, 1, 1, 4, 4, 4, 1, 1, 1, 1]
-    expected = [*rest[:6], sum(rest) / 2, sum(rest) / 2, *rest[6:]]
-    assert _weights(windows, config).tolist() == expected
+    assert found.tolist() == [*rest[:6], sum(rest) / 2, sum(rest) / 2, *rest[6:]]
 
 
 def test_the_start_of_the_next_episode_is_not_near_the_end_of_the_last():
-    windows = SuccessWindows([episode(0, None, t=3), episode(1, first=1, t=2)])
-    weights = _weights(windows, SuccessTrainingConfig(near=2, near_miss_weight=4.0))
-    assert weights[:5].tolist() == [1, 1, 1, 1, 4]
+    config = SuccessTrainingConfig(near=2, near_miss_weight=4.0)
+    assert window_weights(windows_of("0000", "011"), config)[:5].tolist() == [1, 1, 1, 1, 4]
 
 
-def test_softening_by_nothing_changes_nothing():
-    latents = torch.randn(2, 3, 48, 4, 4)
-    assert torch.equal(soften(latents, SuccessTrainingConfig(blur=0.0, noise=0.0)), latents)
+def test_episodes_are_there_as_recorded_and_as_imagined_from_their_first_picture():
+    episodes = [episode(None, t=5), episode(8, t=11), episode(None, t=3)]
+    seen, imagined = latents_of(Levels(), episodes, steps=80, batch_size=2)
+    for e, recorded, replayed in zip(episodes, seen, imagined, strict=True):
+        assert recorded.shape == replayed.shape == (len(e) + 1, 38)
+        assert recorded.dtype == replayed.dtype == torch.float16
+        level = torch.from_numpy(e.frames[:, 0, 0, 0] / 255).float()
+        expected = Levels().latent(level, 0.0)
+        torch.testing.assert_close(recorded.float(), expected, atol=1e-3, rtol=0)
+        assert torch.equal(replayed[0], recorded[0])
+        expected = Levels().latent(level / 2, 1.0)
+        torch.testing.assert_close(replayed[1:].float(), expected[1:], atol=3e-3, rtol=0)
 
 
-def test_a_blur_spreads_a_pixel_over_its_neighbours_in_the_picture(encode):
-    frames = torch.full((1, 1, 16, 16, 3), 0, dtype=torch.uint8)
-    frames[0, 0, 5, 7] = 255  # at the border between latent cells
-    latents = encode(frames).expand(400, -1, -1, -1, -1)
-    torch.manual_seed(0)
-    soft = soften(latents, SuccessTrainingConfig(blur=0.9, noise=0.0))
-    pixels = torch.nn.functional.pixel_shuffle(soft[:, 0], 2)[:, 0] + 1  # 0 to 2, as 0 to 255
-    share = pixels[:, 6, 8] * 9 / 2  # each neighbour gets a ninth of what is mixed
-    torch.testing.assert_close(pixels[:, 5, 7], 2 - share * 2 * 8 / 9)
-    torch.testing.assert_close(pixels.sum((1, 2)), torch.full((400,), 2.0), atol=1e-3, rtol=0)
-    assert 0 <= share.min() < 0.05 and 0.85 < share.max() <= 0.9
+def test_only_the_first_steps_of_an_episode_are_imagined():
+    episodes = [episode(8, t=11), episode(None, t=3), episode(6, t=10)]
+    seen, imagined = latents_of(Levels(), episodes, steps=6, batch_size=2)
+    assert [len(part) for part in seen] == [12, 4, 11]
+    assert [len(part) for part in imagined] == [7, 4, 7]
+    whole = latents_of(Levels(), episodes, steps=80)[1]
+    assert all(torch.equal(a, b[: len(a)]) for a, b in zip(imagined, whole, strict=True))
 
 
-def test_all_frames_of_a_window_are_blurred_alike():
-    latents = torch.randn(3, 1, 48, 4, 4).expand(-1, 5, -1, -1, -1)
-    soft = soften(latents, SuccessTrainingConfig(noise=0.0))
-    torch.testing.assert_close(soft, soft[:, :1].expand_as(soft))
-    assert not torch.allclose(soft, latents)
+def test_what_is_not_imagined_is_not_learnt(monkeypatch):
+    """One of two equal episodes of 16 steps is held out; the success comes at step 8."""
+    given = []
+
+    class Noted(LatentWindows):
+        def __init__(self, latents, labels, shape):
+            given.extend(zip(latents, labels, strict=True))
+            super().__init__(latents, labels, shape)
+
+    monkeypatch.setattr(training, "LatentWindows", Noted)
+    config = SuccessTrainingConfig(steps=1, batch_size=2, held_out=0.5, imagined=9)
+    train_classifier(Levels(), [episode(8), episode(8)], SHAPE, config)
+    assert [(len(latents), len(labels)) for latents, labels in given] == [(17, 17), (10, 10)]
+    assert [int(labels.argmax()) for _, labels in given] == [8, 8]
+    assert [latents[1:, 34].unique().tolist() for latents, _ in given] == [[0], [1]]
 
 
-def test_noise_has_at_most_the_given_size_and_differs_by_window():
-    torch.manual_seed(0)
-    soft = soften(torch.zeros(200, 4, 48, 4, 4), SuccessTrainingConfig(blur=0.0, noise=0.06))
-    levels = soft.flatten(1).std(1)
-    assert levels.max() < 0.063 and levels.min() < 0.003
-    assert levels.mean().item() == pytest.approx(0.03, abs=0.004)
+def test_an_episode_is_imagined_with_the_same_noise_in_any_batch():
+    """Brightness adds up too, so that episodes of the same start and actions can be told apart."""
+    frames, actions = np.full((12, 8, 8, 3), 100, np.uint8), np.zeros((11, 7), np.float32)
+    episodes = [Episode(frames, actions, np.zeros(11, bool)) for _ in range(5)]
+    model = FakeWorldModel(noise=0.1)
+    together, apart = (latents_of(model, episodes, 80, batch_size=n)[1] for n in (5, 2))
+    assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
+    assert all(not torch.equal(together[0], other) for other in together[1:])
 
 
-QUICK = SuccessTrainingConfig(steps=60, batch_size=16, held_out=0.25)
-SHAPE = SuccessConfig(channels=12, size=8, width=8, features=8, hold_k=1, hold_n=1)
+# Whole trainings.
+
+QUICK = SuccessTrainingConfig(steps=80, batch_size=32, learning_rate=1e-2, held_out=0.25)
+
+
+EPISODES = [episode(first) for first in [5, 6, 8, 10, None, None, 12, None] * 2]
 
 
 @pytest.fixture(scope="module")
-def trained(encode):
-    firsts = [4, 6, 8, 10, None, None, 12, None] * 2
-    episodes = [episode(seed, first) for seed, first in enumerate(firsts)]
-    return train_classifier(encode, episodes, SHAPE, QUICK)
+def trained():
+    return train_classifier(Levels(), EPISODES, SHAPE, QUICK)
 
 
-def test_it_learns_a_success_that_can_be_seen(trained, encode):
-    classifier, found = trained
-    assert found.f1 == 1.0 and found.false_success == 0.0 and abs(found.delay) <= 2
-    new = episode(100, first=9)
-    probability = watch(classifier, encode, new)
-    assert probability.shape == (17,) and probability.dtype == np.float32
-    assert probability[:8].max() < 0.5 < probability[11:].min()
+def test_it_learns_a_success_as_recorded_and_as_imagined(trained):
+    """Imagined successes are darker than recorded failures, so it has to have seen both."""
+    classifier, real, imagined = trained
+    for found in (real, imagined):
+        assert found.f1 == 1.0 and found.false_success == 0.0
+    for latents in latents_of(Levels(), [episode(9)], 80):
+        probability = watch(classifier, latents[0])
+        assert probability.shape == (17,) and probability.dtype == np.float32
+        assert probability[:8].max() < 0.5 < probability[11:].min()
 
 
-def test_the_chosen_threshold_is_the_classifiers_own(trained):
-    classifier, found = trained
-    assert classifier.threshold == found.threshold
-    assert (classifier.hold_k, classifier.hold_n) == (1, 1)
-    assert not classifier.training
+def test_the_rule_is_chosen_on_imagined_replays_of_the_episodes_held_out(trained):
+    classifier, real, imagined = trained
+    judged = [EPISODES[i] for i in holdout_episodes(["play"] * 16, 0.25, QUICK.seed)]
+    recorded, replayed = (
+        [watch(classifier, latents) for latents in part]
+        for part in latents_of(Levels(), judged, 80)
+    )
+    labels = [frame_labels(e) for e in judged]
+    hold, found = choose_rule(replayed, labels, QUICK.false_success_limit)
+    assert found == imagined and (classifier.hold_k, classifier.hold_n) == (hold, hold)
+    assert classifier.threshold == imagined.threshold and not classifier.training
+    assert real.reliability == calibrate(recorded, labels, hold, hold).reliability
 
 
-def test_training_repeats_with_its_seed(encode):
-    episodes = [episode(seed, 4 + seed) for seed in range(6)]
+@pytest.fixture(scope="module")
+def model() -> WorldModel:
+    torch.manual_seed(0)
+    shape = {"outer": 8, "width": 8, "vector": 6, "draw": (8, 8), "embed": 8}
+    return WorldModel(WorldModelConfig(image_size=16, **shape)).eval()
+
+
+def noisy(seed: int, first: int, t: int = 10) -> Episode:
+    frames = np.random.default_rng(seed).integers(0, 256, (t + 1, 16, 16, 3)).astype(np.uint8)
+    done = np.arange(1, t + 1) >= first
+    return Episode(frames, np.zeros((t, 7), np.float32), done, source="play")
+
+
+def test_training_repeats_with_its_seed(model):
+    episodes = [noisy(seed, 4 + seed) for seed in range(6)]
     config = SuccessTrainingConfig(steps=3, batch_size=4, held_out=0.4)
-    first, second = (train_classifier(encode, episodes, SHAPE, config)[0] for _ in range(2))
+    first, second = (train_classifier(model, episodes, SHAPE, config)[0] for _ in range(2))
     pairs = zip(first.parameters(), second.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 20])
-def test_it_may_train_for_any_number_of_steps(encode, steps):
-    episodes = [episode(seed, 4 + seed) for seed in range(4)]
+def test_it_may_train_for_any_number_of_steps(model, steps):
+    episodes = [noisy(seed, 4 + seed) for seed in range(4)]
     config = SuccessTrainingConfig(steps=steps, batch_size=2, held_out=0.5)
-    classifier, _ = train_classifier(encode, episodes, SHAPE, config)
+    classifier, *_ = train_classifier(model, episodes, SHAPE, config)
     assert all(torch.isfinite(p).all() for p in classifier.parameters())
 
 
-def test_a_window_of_another_length_ends_at_the_frame_of_its_label(encode):
-    """With the last frame cut off its windows, a success that lasts one frame could not be seen."""
-
-    def flash(seed: int, at: int | None) -> Episode:
-        blank = episode(seed, None)
-        frames, done = blank.frames.copy(), np.zeros(16, bool)
-        if at is not None:
-            frames[at, 8:] += 150
-            done[at - 1] = True
-        return Episode(frames, blank.actions, done, source="play")
-
-    episodes = [flash(seed, None if seed % 3 == 2 else 3 + seed % 9) for seed in range(16)]
-    shape = SuccessConfig(channels=12, size=8, width=8, features=8, window=4, hold_k=1, hold_n=1)
-    classifier, _ = train_classifier(encode, episodes, shape, QUICK)
-    assert watch(classifier, encode, flash(50, at=7)).argmax() == 7
+def test_the_world_model_is_left_alone(model):
+    before = [p.clone() for p in model.parameters()]
+    config = SuccessTrainingConfig(steps=2, batch_size=2, held_out=0.5)
+    train_classifier(model, [noisy(seed, 4) for seed in range(4)], SHAPE, config)
+    assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+    assert all(p.grad is None for p in model.parameters())
 
 
-def test_episodes_without_a_success_are_refused(encode):
-    shape = SuccessConfig(channels=12, size=8, width=8, features=8)
+def test_episodes_without_a_success_are_refused():
     with pytest.raises(ValueError, match="none of 2 episodes succeeds"):
         train_classifier(
-            encode, [episode(0, None), episode(1, None)], shape, SuccessTrainingConfig(steps=1)
+            Levels(), [episode(None), episode(None)], SHAPE, SuccessTrainingConfig(steps=1)
         )

@@ -1,4 +1,4 @@
-"""A world model of a few thousand weights on 16-pixel pictures, its layers far from zero."""
+"""A world model of forty thousand weights on 16-pixel pictures, its layers far from zero."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from wm_gym.world_model.presets import WorldModelConfig
 
 @pytest.fixture
 def tiny() -> WorldModelConfig:
-    return WorldModelConfig(image_size=16, widths=(16, 16, 8), embed=16)
+    return WorldModelConfig(image_size=16, outer=8, width=8, vector=16, draw=(8, 8), embed=16)
 
 
 @pytest.fixture
 def model(tiny) -> WorldModel:
-    """New models leave the last frame as it is; this one has random output layers as well."""
+    """New models draw their mean picture and nothing else; this one has random layers instead."""
     model = WorldModel(tiny)
     generator = torch.Generator().manual_seed(0)
     for weights in model.parameters():
-        torch.nn.init.normal_(weights, std=0.1, generator=generator)
+        torch.nn.init.normal_(weights, std=0.2, generator=generator)
     return model.eval().requires_grad_(False)

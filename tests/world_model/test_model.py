@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from wm_gym.world_model.dynamics import State
 from wm_gym.world_model.memory import Memory
-from wm_gym.world_model.model import WorldModel, stack
+from wm_gym.world_model.model import WorldModel, flatten, pixels
 from wm_gym.world_model.presets import WorldModelConfig
 
 
@@ -24,104 +25,169 @@ def given(model: WorldModel, n: int = 2, k: int = 8) -> tuple[Memory, Tensor, Te
     return model.begin(pictures(n, 5)), actions, noise
 
 
-def test_every_value_of_a_pixel_survives_the_round_trip(model):
-    frames = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16, 1).repeat(1, 2, 1, 1, 3)
-    latents = model.encode(frames)
-    assert latents.dtype == torch.float32 and latents.shape == (1, 2, 48, 4, 4)
-    assert (latents.min().item(), latents.max().item()) == (-1, 1)
-    assert torch.equal(model.decode(latents), frames)
+def drawn(model: WorldModel, latents: Tensor) -> Tensor:
+    """Pictures (n, k, 3, 16, 16) before they are rounded."""
+    return model.renderer(model.unflatten(latents.flatten(0, 1))).unflatten(0, latents.shape[:2])
 
 
-def test_every_pixel_and_channel_comes_back_to_its_place(model):
+def differ(a: Tensor, b: Tensor) -> list[list[bool]]:
+    """Say which of (n, k, ...) are not the same bits."""
+    return (a != b).flatten(2).any(2).tolist()
+
+
+# Pictures.
+
+
+def test_pixels_by_hand():
+    frames = torch.tensor([0, 255, 51], dtype=torch.uint8).expand(1, 1, 2, 4, 3)
+    shown = pixels(frames)
+    assert shown.shape == (1, 1, 3, 2, 4) and shown.dtype == torch.float32
+    for channel, value in enumerate((-1.0, 1.0, -0.6)):
+        torch.testing.assert_close(shown[0, 0, channel], torch.full((2, 4), value))
+
+
+def test_every_value_of_a_pixel_survives_the_round_trip(model, monkeypatch):
+    """Decoding undoes `pixels`: every value, at its place, in its channel and in its frame."""
     frames = pictures(2, 3)
-    assert torch.equal(model.decode(model.encode(frames)), frames)
+    frames[0, 1] = torch.arange(256, dtype=torch.uint8).view(16, 16, 1)
+    monkeypatch.setattr(model.renderer, "forward", lambda _: pixels(frames).flatten(0, 1))
+    shown = model.decode(torch.zeros(2, 3, model.config.latent_size))
+    assert shown.dtype == torch.uint8 and shown.is_contiguous()
+    assert torch.equal(shown, frames)
 
 
-def test_pixels_are_folded_four_by_four_into_channels(model):
-    frames = torch.zeros(1, 1, 16, 16, 3, dtype=torch.uint8)
-    frames[0, 0, 5, 10, 2] = (
-        255  # cell (1, 2), place (1, 2) in it, blue: channel 2 x 16 + 1 x 4 + 2
-    )
-    lit = (model.encode(frames)[0, 0] > -1).nonzero()
-    assert lit.tolist() == [[38, 1, 2]]
-
-
-def test_decoding_rounds_and_clips(model):
+@pytest.mark.parametrize(("value", "level"), [(0.004, 128), (1.5, 255), (-1.5, 0)])
+def test_decoding_rounds_and_clips(model, value, level):
     # (x + 1) x 127.5: 127.5 + 0.51 rounds up, and 1.5 is over the top.
-    latents = torch.full((1, 1, 48, 4, 4), 0.004)
-    assert model.decode(latents).unique().tolist() == [128]
-    assert model.decode(latents + 1.5).unique().tolist() == [255]
-    assert model.decode(latents - 1.5).unique().tolist() == [0]
+    model.renderer.leave[-1].weight.zero_(), model.renderer.leave[-1].bias.fill_(value)
+    model.renderer.mean.zero_()
+    memory, actions, noise = given(model)
+    latents = model.imagine(memory, actions, noise)[1]
+    assert model.decode(latents).unique().tolist() == [level]
 
 
-@pytest.mark.parametrize(
-    ("t", "recent"),
-    [(1, [0, 0, 0, 0]), (3, [0, 0, 1, 2]), (4, [0, 1, 2, 3]), (6, [2, 3, 4, 5])],
-)
-def test_the_memory_begins_with_the_first_picture_and_the_last_four(model, t, recent):
-    frames = pictures(2, t)
-    memory = model.begin(frames)
+# Latents.
+
+
+def test_a_latent_is_its_grid_and_then_its_vector(model):
+    # The grid has 8 channels of 2 x 2 cells, the vector 16 numbers.
+    latents = torch.arange(2 * 48.0).view(2, 48)
+    state = model.unflatten(latents)
+    assert state.grid.shape == (2, 8, 2, 2) and state.vector.shape == (2, 16)
+    assert state.grid[1, 3].tolist() == [[60, 61], [62, 63]]
+    assert state.vector[1].tolist() == list(range(80, 96))
+    assert torch.equal(flatten(state), latents)
+
+
+def test_latents_are_flattened_in_float32():
+    state = State(torch.ones(1, 8, 2, 2, dtype=torch.bfloat16), torch.zeros(1, 16))
+    assert flatten(state).dtype == torch.float32
+
+
+def test_the_latent_of_a_picture_is_read_from_it_the_three_before_and_the_first(model):
+    frames, seen = pictures(2, 6), []
+    model.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     latents = model.encode(frames)
-    assert torch.equal(memory.anchor, latents[:, 0])
-    assert torch.equal(memory.recent, latents[:, recent])
+    assert latents.shape == (2, 6, 48) and latents.dtype == torch.float32
+    # The first stands for those before it.
+    read = [
+        [0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 1],
+        [0, 0, 0, 1, 2],
+        [0, 0, 1, 2, 3],
+        [0, 1, 2, 3, 4],
+        [0, 2, 3, 4, 5],
+    ]
+    expected = frames[:, read].permute(0, 1, 2, 5, 3, 4) / 127.5 - 1
+    assert torch.equal(seen[0], expected.flatten(0, 1))
+    state = model.encoder(expected[1, 4:5])
+    torch.testing.assert_close(latents[1, 4:5], flatten(state))
 
 
-def test_the_stacked_memory_has_the_anchor_first(model):
-    memory = model.begin(pictures(2, 6))
-    frames = stack(memory)
-    assert frames.shape == (2, 5, 48, 4, 4)
-    assert torch.equal(frames[:, 0], memory.anchor) and torch.equal(frames[:, 1:], memory.recent)
+@pytest.mark.parametrize("t", [1, 3, 4, 6])
+def test_a_memory_begins_with_the_latent_of_the_last_picture(model, t):
+    frames = pictures(2, t)
+    torch.testing.assert_close(model.begin(frames).state, model.encode(frames)[:, -1])
 
 
-def test_a_new_model_holds_the_last_frame_still(tiny):
+@pytest.mark.parametrize("frame", [0, 2, 3, 4, 5])
+def test_every_remembered_picture_matters_to_every_frame(model, frame):
+    _, actions, noise = given(model)
+    frames = pictures(2, 6)
+    before = model.imagine(model.begin(frames), actions, noise)[1]
+    frames[:, frame] = 255 - frames[:, frame]
+    after = model.imagine(model.begin(frames), actions, noise)[1]
+    assert differ(drawn(model, before), drawn(model, after)) == [[True] * 8] * 2
+
+
+def test_pictures_between_the_first_and_the_last_four_are_forgotten(model):
+    frames = pictures(2, 7)
+    other = frames.clone()
+    other[:, 1:3] = 255 - other[:, 1:3]
+    assert torch.equal(model.begin(frames).state, model.begin(other).state)
+
+
+# Imagining.
+
+
+def test_a_new_model_shows_its_mean_picture_whatever_is_done(tiny):
     model = WorldModel(tiny)
-    memory, actions, noise = given(model)
-    _, latents = model.imagine(memory, actions, noise)
-    assert torch.equal(latents, memory.recent[:, -1:].expand_as(latents))
+    latents = model.imagine(*given(model))[1]
+    assert (drawn(model, latents) == 0).all()
+    # Value [c, y, x] lies in channel 4 c + 2 (y % 2) + x % 2 of the half-sized map.
+    picture = torch.linspace(-1, 1, 3 * 16 * 16).view(3, 16, 16)
+    for y in range(2):
+        for x in range(2):
+            model.renderer.mean.data[2 * y + x :: 4] = picture[:, y::2, x::2]
+    expected = ((picture + 1) * 127.5).round().permute(1, 2, 0).to(torch.uint8)
+    assert torch.equal(model.decode(latents), expected.expand(2, 8, 16, 16, 3))
 
 
-def test_imagined_frames_are_bounded_float32_and_advance_the_memory(model):
+def test_imagined_latents_are_those_of_the_renderer(model):
+    latents = model.imagine(*given(model))[1]
+    assert latents.shape == (2, 8, 48) and latents.dtype == torch.float32
+    shown = model.decode(latents)
+    assert shown.shape == (2, 8, 16, 16, 3) and shown.float().std() > 10
+    expected = (drawn(model, latents) + 1) * 127.5
+    assert (shown.movedim(-1, 2) - expected.clamp(0, 255)).abs().max() <= 0.5 + 1e-3
+
+
+def test_the_next_memory_is_the_last_latent_and_fresh(model):
     memory, actions, noise = given(model)
+    before = memory.state.clone()
     after, latents = model.imagine(memory, actions, noise)
-    assert latents.shape == noise.shape == (2, 8, 48, 4, 4) and latents.dtype == torch.float32
-    assert latents.abs().max() <= 1 and latents.std() > 0.1
-    assert torch.equal(after.recent, latents[:, 4:]) and torch.equal(after.anchor, memory.anchor)
+    assert torch.equal(after.state, latents[:, -1]) and torch.equal(memory.state, before)
+    shown = latents.clone()
+    after.state.zero_()
+    assert torch.equal(memory.state, before) and torch.equal(latents, shown)
 
 
-def test_latents_are_bounded_where_the_network_is_not(model):
-    memory, actions, noise = given(model)
-    model.denoiser.leave[-1].bias.fill_(5.0)
-    assert model.imagine(memory, actions, noise)[1].unique().tolist() == [1.0]
-
-
-@pytest.mark.parametrize("steps", [1, 2])
-def test_a_frame_depends_on_no_later_action(model, steps):
+def test_a_frame_depends_on_its_own_action_and_on_no_later_one(model):
     memory, actions, noise = given(model)
     changed = actions.clone()
     changed[:, 4] *= -1  # the fifth
-    _, before = model.imagine(memory, actions, noise, steps)
-    _, after = model.imagine(memory, changed, noise, steps)
-    assert torch.equal(before[:, :4], after[:, :4])
-    assert (before[:, 4:] != after[:, 4:]).flatten(2).any(2).all()
+    before, after = (model.imagine(memory, a, noise)[1] for a in (actions, changed))
+    assert differ(before, after) == [[False] * 4 + [True] * 4] * 2
+    assert differ(drawn(model, before), drawn(model, after)) == [[False] * 4 + [True] * 4] * 2
 
 
-def test_a_frame_depends_on_its_own_noise_alone(model):
+def test_noise_matters_from_its_own_frame_on(model):
     memory, actions, noise = given(model)
     changed = noise.clone()
     changed[:, 4] *= -1
-    before, after = (model.imagine(memory, actions, e, 2)[1] for e in (noise, changed))
-    differ = (before != after).flatten(2).any(2)
-    assert differ.tolist() == [[j == 4 for j in range(8)]] * 2
+    before, after = (model.imagine(memory, actions, e)[1] for e in (noise, changed))
+    assert differ(before, after) == [[False] * 4 + [True] * 4] * 2
+    assert differ(drawn(model, before), drawn(model, after)) == [[False] * 4 + [True] * 4] * 2
 
 
-@pytest.mark.parametrize("frame", range(5))
-def test_a_frame_depends_on_every_remembered_one(model, frame):
-    memory, actions, noise = given(model)
-    frames = stack(memory)
-    frames[:, frame] *= -1
-    other = Memory(frames[:, 0], frames[:, 1:])
-    before, after = (model.imagine(m, actions, noise)[1] for m in (memory, other))
-    assert (before != after).flatten(2).any(2).all()
+def test_noise_is_added_to_the_vector_at_every_step(model, monkeypatch):
+    memory, actions, noise = given(model, k=3)
+    monkeypatch.setattr(model.transition, "forward", lambda state, action: state)
+    latents = model.imagine(memory, actions, noise)[1]
+    grid, vector = memory.state[:, :32], memory.state[:, 32:]
+    expected = vector[:, None] + 0.02 * noise.cumsum(1)
+    torch.testing.assert_close(latents[:, :, 32:], expected)
+    assert torch.equal(latents[:, :, :32], grid[:, None].expand(-1, 3, -1))
 
 
 def test_rows_do_not_depend_on_each_other(model):
@@ -132,14 +198,35 @@ def test_rows_do_not_depend_on_each_other(model):
         for i in range(3)
     ]
     torch.testing.assert_close(together, torch.cat(alone))
+    begun = [model.begin(pictures(3, 5)[i : i + 1]).state for i in range(3)]
+    torch.testing.assert_close(memory.state, torch.cat(begun))
 
 
 @pytest.mark.parametrize("k", range(1, 8))
 def test_a_shorter_block_is_the_beginning_of_a_longer_one(model, k):
     memory, actions, noise = given(model)
-    _, whole = model.imagine(memory, actions, noise, 2)
-    _, part = model.imagine(memory, actions[:, :k], noise[:, :k], 2)
+    _, whole = model.imagine(memory, actions, noise)
+    _, part = model.imagine(memory, actions[:, :k], noise[:, :k])
     torch.testing.assert_close(part, whole[:, :k])
+
+
+@pytest.mark.parametrize("cut", [1, 4, 7])
+def test_two_blocks_are_one_longer_block(model, cut):
+    memory, actions, noise = given(model)
+    _, whole = model.imagine(memory, actions, noise)
+    between, first = model.imagine(memory, actions[:, :cut], noise[:, :cut])
+    _, second = model.imagine(between, actions[:, cut:], noise[:, cut:])
+    torch.testing.assert_close(torch.cat([first, second], 1), whole)
+
+
+def test_memories_and_latents_are_float32_under_autocast(model):
+    with torch.autocast("cpu", torch.bfloat16):
+        memory, actions, noise = given(model)
+        after, latents = model.imagine(memory, actions, noise)
+        shown = model.decode(latents)
+    assert {part.dtype for part in (memory.state, after.state, latents)} == {torch.float32}
+    exact = model.decode(model.imagine(*given(model))[1])
+    assert 0 < (shown.float() - exact.float()).abs().mean() < 4
 
 
 @pytest.mark.parametrize("k", [0, 9])
@@ -149,35 +236,18 @@ def test_blocks_of_another_length_are_refused(model, k):
         model.imagine(memory, actions, noise)
 
 
-def test_sampling_steps_are_network_calls(model, monkeypatch):
-    memory, actions, noise = given(model)
-    times, forward = [], model.denoiser.forward
-    monkeypatch.setattr(
-        model.denoiser, "forward", lambda x, t, seen: times.append(t) or forward(x, t, seen)
-    )
-    model.imagine(memory, actions, noise)
-    assert [t.tolist() for t in times] == [[1.0, 1.0]]
-    times.clear()
-    model.imagine(memory, actions, noise, sampling_steps=4)
-    assert [t[0].item() for t in times] == [1.0, 0.75, 0.5, 0.25]
-
-
-def test_the_network_is_told_its_place_in_time_and_the_noise_of_its_memory(model):
-    memory, actions, noise = given(model)
-    seen = model.denoiser.look_ahead(stack(memory), actions, torch.full((2,), 0.02))
-    other = model.denoiser.look_ahead(stack(memory), actions, torch.full((2,), 0.06))
-    assert (seen.frames != other.frames).any()
-    early, late = (model.denoiser(noise, torch.full((2,), t), seen) for t in (0.5, 1.0))
-    assert (early != late).any()
+# Building and keeping.
 
 
 def test_a_saved_model_imagines_the_same(model, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = WorldModel.from_pretrained(tmp_path)
     assert loaded.config == model.config
-    assert torch.equal(loaded.imagine(*given(model))[1], model.imagine(*given(model))[1])
+    latents = model.imagine(*given(model))[1]
+    assert torch.equal(loaded.imagine(*given(model))[1], latents)
+    assert torch.equal(loaded.decode(latents), model.decode(latents))
 
 
-def test_a_size_that_does_not_fold_is_refused():
-    with pytest.raises(ValueError, match=r"multiple of twice the patch \(8\), got 20"):
+def test_a_size_that_has_no_whole_cells_is_refused():
+    with pytest.raises(ValueError, match="multiple of 8, got 20"):
         WorldModel(WorldModelConfig(image_size=20))

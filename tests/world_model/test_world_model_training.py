@@ -1,4 +1,4 @@
-"""Training: its parts by hand, resuming bit for bit, and a square that learns to move."""
+"""Training: what is learnt from what, resuming bit for bit, and a square that learns to move."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from wm_gym.data import Episode
 from wm_gym.data.windows import Windows
 from wm_gym.runs import Run
 from wm_gym.world_model import training
+from wm_gym.world_model.dynamics import State
 from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.presets import WorldModelConfig
 from wm_gym.world_model.training import (
     Learner,
     WorldModelTrainingConfig,
-    event_weights,
-    frame_loss,
-    learning_rate,
+    draw_scene,
     train_world_model,
 )
 
@@ -41,11 +40,26 @@ def square(seed: int, t: int = 48) -> Episode:
     return Episode(frames, actions, np.zeros(t, bool))
 
 
-def small(seed: int, width: int = 8) -> WorldModel:
+def counting(first: int, t: int = 20) -> Episode:
+    """Frame i has the level first + i, and action i, which leads to frame i + 1, the value."""
+    level = np.arange(first, first + t + 1, dtype=np.uint8)[:, None, None, None]
+    frames = np.broadcast_to(level, (t + 1, 16, 16, 3)).copy()
+    actions = np.arange(first, first + t, dtype=np.float32)[:, None].repeat(7, 1)
+    return Episode(frames, actions, np.zeros(t, bool))
+
+
+def small(seed: int) -> WorldModel:
     torch.manual_seed(seed)
     return WorldModel(
-        WorldModelConfig(image_size=16, max_chunk=4, widths=(width, width, 16), embed=width)
+        WorldModelConfig(
+            image_size=16, max_chunk=4, outer=8, width=8, vector=64, draw=(8, 8), embed=8
+        )
     )
+
+
+def levels(pictures: torch.Tensor) -> list:
+    """Grey levels of flat pictures (..., 3, H, W) in [-1, 1]."""
+    return ((pictures[..., 0, 0, 0] + 1) * 127.5).round().int().tolist()
 
 
 @pytest.fixture(scope="module")
@@ -53,63 +67,60 @@ def squares() -> list[Episode]:
     return [square(seed) for seed in range(24)]
 
 
-# The parts.
+# The learner.
 
 
-def test_the_loss_of_patches_that_changed_counts_more_by_hand():
-    # One frame of two patches with one channel; the anchor is 0, the second patch has changed.
-    clean = torch.tensor([0.1, 0.5]).view(1, 1, 1, 1, 2)
-    predicted = torch.tensor([0.3, 0.9]).view(1, 1, 1, 1, 2)
-    loss = frame_loss(predicted, clean, torch.zeros(1, 1, 1, 2), torch.ones(1, 1).bool(), 2.0)
-    assert loss.item() == pytest.approx((0.04 * 1 + 0.16 * 3) / (1 + 3))
+def test_the_scene_is_the_mean_of_the_first_pictures():
+    rng = np.random.default_rng(0)
+    first = rng.integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
+    episodes = [counting(0, 3), counting(100, 2)]
+    for episode, frame in zip(episodes, first, strict=True):
+        episode.frames[0] = frame
+    model = small(0)
+    draw_scene(model, episodes)
+    shown = model.renderer(State(torch.randn(1, 8, 2, 2), torch.randn(1, 64)))[0]  # (3, 16, 16)
+    expected = first.mean(0) / 127.5 - 1
+    np.testing.assert_allclose(shown.detach().permute(1, 2, 0), expected, atol=1e-6)
 
 
-def test_one_changed_channel_makes_a_patch_count_in_all_of_them():
-    clean = torch.tensor([0.0, 0.16]).view(1, 1, 2, 1, 1)
-    predicted = torch.tensor([1.0, 0.16]).view(1, 1, 2, 1, 1)
-    args = torch.zeros(1, 2, 1, 1), torch.ones(1, 1).bool(), 2.0
-    assert frame_loss(predicted, clean, *args).item() == pytest.approx(3 * 1 / (3 * 2))
+def test_every_weight_has_one_optimiser_and_vectors_have_adamw():
+    learner = Learner(small(0), WorldModelTrainingConfig())
+    names = {id(p): name for name, p in learner.model.named_parameters()}
+    muon, adamw = (
+        [names[id(p)] for group in o.param_groups for p in group["params"]]
+        for o in learner.optimizers
+    )
+    assert sorted(muon + adamw) == sorted(names.values())
+    assert "transition.vector.weight_hh" in muon and "encoder.enter.weight" in muon
+    apart = {"renderer.mean", "renderer.leave.2.weight", "encoder.place"}
+    assert {n for n in adamw if dict(learner.model.named_parameters())[n].dim() > 1} == apart
 
 
-def test_frames_that_are_not_there_cost_nothing():
-    clean, predicted = torch.zeros(2, 2, 1, 1, 1), torch.ones(2, 2, 1, 1, 1)
-    predicted[0, 1] = 7.0  # not valid
-    valid = torch.tensor([[True, False], [True, True]])
-    assert frame_loss(predicted, clean, torch.zeros(2, 1, 1, 1), valid, 2.0).item() == 1.0
+def test_both_rates_follow_the_schedule():
+    config = WorldModelTrainingConfig(steps=30, warmup=10, learning_rate=0.01, most_clips=1)
+    learner = Learner(small(0), config)
+    batch = Windows([square(0)], block=2).batch([0])
+    for step, share in ((0, 0.1), (4, 0.5), (20, 0.525)):
+        learner.step(batch, step, torch.Generator().manual_seed(0))
+        rates = [group["lr"] for o in learner.optimizers for group in o.param_groups]
+        assert rates == pytest.approx([0.01 * share, 0.005 * share])
 
 
-def test_a_batch_without_valid_frames_has_no_loss():
-    clean, valid = torch.zeros(1, 2, 1, 1, 1), torch.zeros(1, 2).bool()
-    assert frame_loss(clean + 1, clean, torch.zeros(1, 1, 1, 1), valid, 2.0).item() == 0.0
-
-
-def test_windows_that_reach_the_first_success_are_drawn_more_often():
-    done = np.zeros((2, 8), bool)
-    done[0, [4, 5, 7]] = True  # first after the action 4; the other episode fails
-    blank = np.zeros((9, 16, 16, 3), np.uint8)
-    episodes = [Episode(blank, np.zeros((8, 7), np.float32), d) for d in done]
-    weights = event_weights(Windows(episodes, block=3), episodes, 5.0)
-    assert weights.tolist() == [1, 1, 5, 5, 5, 1, 1, 1, *[1] * 8]
-    assert weights.dtype == torch.float64
-
-
-def test_the_learning_rate_warms_up_then_falls_to_a_twentieth():
-    config = WorldModelTrainingConfig(steps=30, warmup=10, learning_rate=1.0)
-    rates = [learning_rate(config, step) for step in (0, 4, 9, 10, 20, 30)]
-    assert rates == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.525, 0.05])
-
-
-def test_the_learning_rate_may_do_without_a_warm_up():
-    config = WorldModelTrainingConfig(steps=2, warmup=0, learning_rate=1.0)
-    assert [learning_rate(config, s) for s in (0, 1)] == pytest.approx([1.0, 0.525])
+def test_gradients_are_clipped_and_fresh_at_every_step(monkeypatch):
+    learner = Learner(small(0), WorldModelTrainingConfig(grad_clip=1e-3))
+    batch = Windows([square(0)], block=2).batch([0])
+    for step in range(3):
+        learner.step(batch, step, torch.Generator().manual_seed(0))
+        squares = [p.grad.square().sum() for p in learner.model.parameters() if p.grad is not None]
+        assert 0 < sum(squares) ** 0.5 <= 1e-3 * 1.001
 
 
 def test_averaged_weights_are_lent_and_taken_back(squares):
     learner = Learner(small(0), WorldModelTrainingConfig(ema=0.5))
+    windows = Windows(squares[:2], block=3)
     for step in range(3):
-        windows = Windows(squares[:2], block=4 * 3)
         learner.step(windows.batch([step]), step, torch.Generator().manual_seed(step))
-    weights = learner.model.denoiser.leave[-1].bias
+    weights = learner.model.renderer.leave[-1].bias
     before, average = weights.clone(), learner.average.shadow_params
     with learner.averaged():
         inside = [p.clone() for p in learner.model.parameters()]
@@ -120,42 +131,80 @@ def test_averaged_weights_are_lent_and_taken_back(squares):
     )
 
 
+def watched(model: WorldModel, monkeypatch) -> dict[str, list]:
+    """Make states that remember their action, and list what is encoded, drawn and compared."""
+    seen = {"read": [], "played": [], "shown": [], "anchor": [], "valid": []}
+    encode, render = model.encoder.forward, model.renderer.forward
+
+    def encoder(pictures):
+        seen["read"] += levels(pictures)
+        return encode(pictures)
+
+    def transition(state, action):
+        return State(state.grid, action[:, :1].expand_as(state.vector))
+
+    def renderer(state):
+        seen["played"] += state.vector[:, 0].int().tolist()
+        return render(state)
+
+    def loss(drawn, clean, anchor, valid, _):
+        seen["shown"] += levels(clean)
+        seen["anchor"] += levels(anchor)
+        seen["valid"] += valid.tolist()
+        return drawn.mean()
+
+    monkeypatch.setattr(model.encoder, "forward", encoder)
+    monkeypatch.setattr(model.transition, "forward", transition)
+    monkeypatch.setattr(model.renderer, "forward", renderer)
+    monkeypatch.setattr(training, "frame_loss", loss)
+    return seen
+
+
 def test_every_frame_is_learnt_under_the_action_that_led_to_it(monkeypatch):
-    """Action i has the value i, and frame i + 1, which it leads to, the level i + 1."""
-    level = np.arange(21, dtype=np.uint8)[:, None, None, None]
-    actions = np.arange(20, dtype=np.float32)[:, None].repeat(7, 1)
-    episode = Episode(np.broadcast_to(level, (21, 16, 16, 3)).copy(), actions, np.zeros(20, bool))
-    model, pairs = small(0), []
-    look_ahead, forward = model.denoiser.look_ahead, model.denoiser.forward
-
-    def marked(memory, actions, level):
-        found = look_ahead(memory, actions, level)
-        return found._replace(frames=actions[:, :, :1, None, None].expand_as(found.frames))
-
-    def seen(noisy, time, ahead):
-        seen.actions = ahead.frames[0, :, 0, 0, 0].tolist()
-        return forward(noisy, time, ahead)
-
-    def shown(predicted, clean, anchor, *_):
-        assert (model.decode(anchor[:, None]) == 0).all()  # always frame 0
-        pairs.append((seen.actions, model.decode(clean)[0, :, 0, 0, 0].tolist()))
-        return predicted.mean()
-
-    monkeypatch.setattr(model.denoiser, "look_ahead", marked)
-    monkeypatch.setattr(model.denoiser, "forward", seen)
-    monkeypatch.setattr(training, "frame_loss", shown)
-    learner = Learner(model, WorldModelTrainingConfig(own_blocks=2, frames=2))
-    batch = Windows([episode], block=4 * 3).batch([5])
+    model = small(0)
+    seen = watched(model, monkeypatch)
+    learner = Learner(model, WorldModelTrainingConfig(pictures=4))
+    windows = Windows([counting(0), counting(100)], block=12)
     for seed in range(30):
-        learner.step(batch, learner.config.steps - 1, torch.Generator().manual_seed(seed))
-    assert all([i + 1 for i in came] == levels for came, levels in pairs)
-    assert {i for came, _ in pairs for i in came} == set(range(5, 17))  # three blocks of four
+        batch = windows.batch([5, 20 + 10])  # one of each; the second ends after 10 steps
+        learner.step(batch, 0, torch.Generator().manual_seed(seed))
+    assert seen["read"][:2] == [[0, 2, 3, 4, 5], [100, 107, 108, 109, 110]]
+    there = [
+        (action, shown, anchor)
+        for action, shown, anchor, valid in zip(
+            seen["played"], seen["shown"], seen["anchor"], seen["valid"], strict=True
+        )
+        if valid
+    ]
+    first = {(i, i + 1, 0) for i in range(5, 17)}
+    second = {(i, i + 1, 100) for i in range(110, 120)}
+    assert set(there) == first | second
+    assert len(there) < 30 * 4  # the second's padding is not valid
+
+
+@pytest.mark.parametrize(("pictures", "each"), [(1, 2), (9, 4), (99, 6)])
+def test_pictures_are_shared_by_the_clips_two_each_at_least(monkeypatch, pictures, each):
+    model = small(0)
+    seen = watched(model, monkeypatch)
+    learner = Learner(model, WorldModelTrainingConfig(pictures=pictures))
+    batch = Windows([counting(0), counting(100)], block=6).batch([0, 20])
+    learner.step(batch, 0, torch.Generator().manual_seed(0))
+    first, second = seen["shown"][:each], seen["shown"][each:]
+    assert len(set(first)) == len(set(second)) == each  # none twice
+    assert set(first) <= set(range(1, 7)) and set(second) <= set(range(101, 107))
 
 
 # Whole trainings.
 
 SHORT = WorldModelTrainingConfig(
-    steps=5, batch_size=2, warmup=2, validate_every=2, held_out=0.1, learning_rate=1e-2
+    steps=5,
+    lengths=((0.4, 4), (1.0, 8)),  # 2 and 3 steps
+    transitions=16,
+    pictures=8,
+    warmup=2,
+    validate_every=2,
+    held_out=0.1,
+    learning_rate=1e-2,
 )
 
 
@@ -175,14 +224,59 @@ def interrupted(monkeypatch, at: int) -> None:
     monkeypatch.setattr(Learner, "step", stop)
 
 
-def test_a_resumed_training_ends_with_the_same_weights(squares, tmp_path, monkeypatch):
+def test_clips_grow_and_batches_keep_their_size(squares, tmp_path, monkeypatch):
+    shapes, step = [], Learner.step
+
+    def noted(self, batch, *args):
+        shapes.append(tuple(batch["valid"].shape))
+        return step(self, batch, *args)
+
+    monkeypatch.setattr(Learner, "step", noted)
+    config = WorldModelTrainingConfig(
+        steps=8,
+        lengths=((0.25, 2), (0.5, 6), (0.75, 8), (1.0, 40)),
+        transitions=24,
+        most_clips=5,
+        pictures=8,
+        validate_every=8,
+        held_out=0.1,
+    )
+    train_world_model(small(0), squares, config, Run(tmp_path))
+    # 24 / 2 would be 12 clips, which are more than 5; 24 / 40 would be none.
+    assert shapes == [(5, 2)] * 2 + [(4, 6)] * 2 + [(3, 8)] * 2 + [(1, 40)] * 2
+
+
+@pytest.mark.parametrize("length", [4, 8, 48])
+def test_the_share_of_beginnings_holds_for_every_length(squares, tmp_path, monkeypatch, length):
+    begun, step = [], Learner.step
+
+    def noted(self, batch, *args):
+        begun.append(bool((batch["memory"] == batch["anchor"][:, None]).all()))
+        return step(self, batch, *args)
+
+    monkeypatch.setattr(Learner, "step", noted)
+    config = WorldModelTrainingConfig(
+        steps=4,
+        lengths=((1.0, length),),
+        beginnings=1.0,
+        transitions=4 * length,
+        pictures=8,
+        held_out=0.1,
+    )
+    train_world_model(small(0), squares, config, Run(tmp_path))
+    assert begun == [True] * 4
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_resumed_training_ends_with_the_same_weights(squares, tmp_path, monkeypatch, at):
     whole = small(0)
     expected = train_world_model(whole, squares, SHORT, Run(tmp_path / "whole"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupted(patch, at=3)  # the last checkpoint is that of step 2
+        interrupted(patch, at)  # before the first checkpoint, or after it
         train_world_model(small(0), squares, SHORT, Run(tmp_path / "broken"))
     torch.manual_seed(99)
-    resumed, run = small(1), Run(tmp_path / "broken", resume=True)
+    resumed = small(0 if at == 1 else 1)
+    run = Run(tmp_path / "broken", resume=True)
     assert train_world_model(resumed, squares, SHORT, run) == expected
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
     logged = [
@@ -216,8 +310,8 @@ def test_training_ends_with_the_averaged_weights(squares, tmp_path):
     state = run.load()
     average = state["average"]["shadow_params"]
     assert all(torch.equal(p, a) for p, a in zip(model.parameters(), average, strict=True))
-    last = state["model"]["denoiser.leave.2.bias"]
-    assert not torch.equal(last, model.denoiser.leave[-1].bias) and state["step"] == 5
+    last = state["model"]["renderer.leave.2.bias"]
+    assert not torch.equal(last, model.renderer.leave[-1].bias) and state["step"] == 5
     assert not model.training
 
 
@@ -230,22 +324,22 @@ def test_episodes_too_short_to_judge_are_refused_before_training(tmp_path, monke
 
 def test_it_learns_to_move_a_square_as_it_is_told(squares, tmp_path):
     config = WorldModelTrainingConfig(
-        steps=120,
-        batch_size=16,
+        steps=160,
+        lengths=((0.5, 2), (1.0, 8)),
+        transitions=128,
+        pictures=64,
         learning_rate=1e-2,
         warmup=10,
         ema=0.9,
-        own_blocks=1,
-        frames=3,
-        validate_every=120,
+        validate_every=160,
         held_out=0.17,
     )
-    report = train_world_model(small(0, width=32), squares, config, Run(tmp_path))
+    report = train_world_model(small(0), squares, config, Run(tmp_path))
     own, first, other = (
         np.mean([report[f"{name}/{step}"] for step in STEPS])
         for name in ("psnr", "psnr_first", "psnr_other")
     )
     # Of 256 pixels the fallen square has 64 where the first had none, and the other way round.
     assert first == pytest.approx(-10 * math.log10(128 / 256), abs=0.01)
-    assert own > first + 8
-    assert own > other + 2
+    assert own > first + 10
+    assert own > other + 4

@@ -14,18 +14,27 @@ from torch import Tensor
 from wm_gym.data.episodes import Episode, EpisodeFile
 
 
-class _Clips:
-    """What both kinds of window share: pictures, the index table, its weights, the split."""
+class Windows:
+    """World-model windows: one for every step s of every episode.
+
+    `episodes` are `Episode`s or robomimic files; `weights` is the relative chance of a window by
+    source (1 where not named). With `in_memory=True` all pictures lie in one uint8 tensor and a
+    batch is one gather; with False, files are read window by window.
+    """
 
     def __init__(
         self,
         episodes: Sequence[Episode] | str | Path | Sequence[str | Path],
-        ends: bool,
-        weights: Mapping[str, float] | None,
-        in_memory: bool,
+        *,
+        memory: int = 4,
+        block: int = 8,
+        weights: Mapping[str, float] | None = None,
+        in_memory: bool = True,
     ) -> None:
+        """Index all windows; raises ValueError when pictures differ in size or there are none."""
+        self.memory, self.block = memory, block
         self.store = _open(episodes, in_memory)
-        lengths = self.store.lengths + (1 if ends else 0)
+        lengths = self.store.lengths
         self.episode = torch.repeat_interleave(torch.arange(len(lengths)), lengths)  # (windows,)
         self.time = torch.cat([torch.arange(int(t)) for t in lengths])  # (windows,)
         unknown = set(weights or {}) - set(self.store.sources)
@@ -64,47 +73,15 @@ class _Clips:
         other.weights = _checked(weights.double(), len(self))
         return other
 
-    def holdout(self, fraction: float, seed: int) -> tuple[Self, Self]:
-        """Split by episode, each source alike, into (rest, held out); pictures are shared.
-
-        The same episodes are held out of `Windows` and of `SuccessWindows` for the same seed.
-        """
-        held = holdout_episodes(self.store.sources, fraction, seed)
-        out = torch.zeros(len(self.store.sources), dtype=torch.bool)
-        out[held] = True
-        return self._where(~out[self.episode]), self._where(out[self.episode])
-
-    def _where(self, keep: Tensor) -> Self:
-        part = copy.copy(self)
-        part.episode, part.time = self.episode[keep], self.time[keep]
-        part.weights = self.weights[keep]
-        return part
-
     def _pick(self, indices: Tensor | np.ndarray | Sequence[int]) -> tuple[Tensor, Tensor]:
         index = torch.as_tensor(indices, dtype=torch.int64)
         return self.episode[index], self.time[index][:, None]
 
-
-class Windows(_Clips):
-    """World-model windows: one for every step s of every episode.
-
-    `episodes` are `Episode`s or robomimic files; `weights` is the relative chance of a window by
-    source (1 where not named). With `in_memory=True` all pictures lie in one uint8 tensor and a
-    batch is one gather; with False, files are read window by window.
-    """
-
-    def __init__(
-        self,
-        episodes: Sequence[Episode] | str | Path | Sequence[str | Path],
-        *,
-        memory: int = 4,
-        block: int = 8,
-        weights: Mapping[str, float] | None = None,
-        in_memory: bool = True,
-    ) -> None:
-        """Index all windows; raises ValueError when pictures differ in size or there are none."""
-        super().__init__(episodes, False, weights, in_memory)
-        self.memory, self.block = memory, block
+    def lasting(self, block: int) -> Self:
+        """The same windows with another number of frames to come."""
+        other = copy.copy(self)
+        other.block = block
+        return other
 
     def batch(self, indices: Tensor | np.ndarray | Sequence[int]) -> dict[str, Tensor]:
         """Gather windows (b,) as fresh tensors.
@@ -130,44 +107,6 @@ class Windows(_Clips):
             "actions": actions * valid[:, :, None],
             "valid": valid,
         }
-
-
-class SuccessWindows(_Clips):
-    """Classifier windows: the `window` frames ending at frame t, for every t from 0 to the last.
-
-    The label is the simulator's predicate after the action that led to frame t; False at frame 0.
-    """
-
-    def __init__(
-        self,
-        episodes: Sequence[Episode] | str | Path | Sequence[str | Path],
-        *,
-        window: int = 8,
-        weights: Mapping[str, float] | None = None,
-        in_memory: bool = True,
-    ) -> None:
-        """Index all windows; arguments as in `Windows`."""
-        super().__init__(episodes, True, weights, in_memory)
-        self.window = window
-        done = [torch.cat([torch.zeros(1, dtype=torch.bool), s]) for s in self.store.success]
-        self._labels = torch.cat(done)
-        self._first = torch.cumsum(self.store.lengths + 1, 0) - self.store.lengths - 1
-
-    @property
-    def labels(self) -> Tensor:
-        """(windows,) bool."""
-        return self._labels[self._first[self.episode] + self.time]
-
-    def batch(self, indices: Tensor | np.ndarray | Sequence[int]) -> dict[str, Tensor]:
-        """Gather windows (b,): frames (b, window, H, W, 3) uint8, label (b,) float32 0 or 1.
-
-        Windows that begin before frame 0 are padded on the left with frame 0.
-        """
-        episode, t = self._pick(indices)
-        past = (t + torch.arange(1 - self.window, 1)).clamp(min=0)  # (b, window)
-        frames = self.store.frames(episode, past)
-        label = self._labels[self._first[episode] + t[:, 0]].float()
-        return {"frames": frames, "label": label.to(frames.device)}
 
 
 def holdout_episodes(sources: Sequence[str], fraction: float, seed: int) -> list[int]:

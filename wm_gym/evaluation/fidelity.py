@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,39 +13,45 @@ from wm_gym.data.episodes import Episode
 from wm_gym.noise import row_noise
 
 if TYPE_CHECKING:
-    from wm_gym.success.classifier import SuccessClassifier
     from wm_gym.world_model.model import WorldModel
 
 STEPS = (1, 8, 16, 32, 48)  # where a replay is judged
 
 
 @torch.inference_mode()
-def replay(
+def replay_latents(
     model: WorldModel,
     frames: Tensor,
     actions: Tensor,
     *,
     chunk: int | None = None,
-    sampling_steps: int | None = None,
     seed: int = 0,
 ) -> Tensor:
     """Imagine on from the first pictures under recorded actions, `chunk` steps a call (or most).
 
     frames: (n, H, W, 3) uint8, where the episodes begin; actions: (n, t, 7) float32. Returns
-    (n, t, H, W, 3) uint8 on the CPU.
+    latents (n, t, ...) on the model's device.
     """
     device, chunk = model.device, chunk or model.config.max_chunk
-    memory = model.begin(frames[:, None].to(device))
     rows = np.arange(len(frames))
     imagined = []
-    for step in range(0, actions.shape[1], chunk):
-        block = actions[:, step : step + chunk].to(device)
-        keys = rows + seed, np.zeros_like(rows), np.full_like(rows, step)
-        noise = row_noise(*keys, model.noise_shape(block.shape[1]), device)
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
-            memory, latents = model.imagine(memory, block, noise, sampling_steps=sampling_steps)
-            imagined.append(model.decode(latents).cpu())
+    with torch.autocast(torch.device(device).type, torch.bfloat16):
+        memory = model.begin(frames[:, None].to(device))
+        for step in range(0, actions.shape[1], chunk):
+            block = actions[:, step : step + chunk].to(device)
+            keys = rows + seed, np.zeros_like(rows), np.full_like(rows, step)
+            noise = row_noise(*keys, model.noise_shape(block.shape[1]), device)
+            memory, latents = model.imagine(memory, block, noise)
+            imagined.append(latents)
     return torch.cat(imagined, dim=1)
+
+
+@torch.inference_mode()
+def replay(model: WorldModel, frames: Tensor, actions: Tensor, **options: Any) -> Tensor:
+    """The pictures of `replay_latents`, (n, t, H, W, 3) uint8 on the CPU."""
+    latents = replay_latents(model, frames, actions, **options)
+    with torch.autocast(latents.device.type, torch.bfloat16):
+        return torch.cat([model.decode(part).cpu() for part in latents.split(8, dim=1)], dim=1)
 
 
 def long_enough(episodes: Sequence[Episode], steps: int = max(STEPS)) -> list[Episode]:
@@ -88,29 +94,3 @@ def replay_report(
         by_step = psnr(pictures, rest).mean(dim=0)
         report |= {f"{name}/{step}": round(float(by_step[step - 1]), 2) for step in steps}
     return report
-
-
-@torch.inference_mode()
-def watch_imagined(
-    model: WorldModel,
-    classifier: SuccessClassifier,
-    episodes: Sequence[Episode],
-    batch_size: int = 32,
-) -> list[np.ndarray]:
-    """What the classifier says when recorded actions are played in the imagined world.
-
-    Returns one float32 array (t + 1,) an episode: the probability after every frame, the first
-    included, as `classifier.watch` gives it for the recorded pictures.
-    """
-    probabilities = []
-    for first in range(0, len(episodes), batch_size):
-        batch = episodes[first : first + batch_size]
-        longest = max(len(e) for e in batch)
-        frames = torch.from_numpy(np.stack([e.frames[0] for e in batch]))
-        actions = torch.zeros(len(batch), longest, batch[0].actions.shape[1])
-        for row, episode in enumerate(batch):
-            actions[row, : len(episode)] = torch.from_numpy(episode.actions)
-        imagined = torch.cat([frames[:, None], replay(model, frames, actions, seed=first)], dim=1)
-        watched = classifier.watch(model.encode(imagined)).cpu().numpy()
-        probabilities += [watched[row, : len(e) + 1] for row, e in enumerate(batch)]
-    return probabilities

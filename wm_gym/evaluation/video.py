@@ -80,17 +80,23 @@ def enlarge(frames: np.ndarray, scale: int) -> np.ndarray:
     return frames.repeat(scale, axis=1).repeat(scale, axis=2)
 
 
+def check_video_path(path: str | Path) -> Path:
+    """Return the path; raises ValueError unless it ends in .mp4 or .gif."""
+    path = Path(path)
+    if path.suffix not in (".mp4", ".gif"):
+        raise ValueError(f"A video ends in .mp4 or .gif; got {path.name!r}.")
+    return path
+
+
 def write_video(path: str | Path, frames: np.ndarray, fps: int = 20) -> None:
     """Write (T, H, W, 3) uint8 frames as .mp4 (H.264, yuv420p) or .gif, aside and then renamed.
 
     Small pictures are enlarged by a whole factor to at least 256 pixels; an odd edge is doubled,
     since yuv420p needs even sizes.
     """
-    path = Path(path)
+    path = check_video_path(path)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or len(frames) == 0:
         raise ValueError(f"Frames must be uint8 (T, H, W, 3); got {frames.dtype} {frames.shape}.")
-    if path.suffix not in (".mp4", ".gif"):
-        raise ValueError(f"A video ends in .mp4 or .gif; got {path.name!r}.")
     frames = enlarge(frames, math.ceil(256 / max(frames.shape[1:3])))
     frames = np.pad(
         frames, [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)], mode="edge"

@@ -35,10 +35,16 @@ class ExpertConfig:
     Else a hand that keeps rising would always hold it, and a world model would learn just that."""
     wander: float = 0.0
     """Chance that an attempt begins with a walk to a random place."""
+    carry: int = 10_000
+    """Steps of a lift after which the object is let go and tried anew."""
+    length: int | None = None
+    """Control steps of an episode; None ends it soon after its first success."""
 
 
 DEMONSTRATION = ExpertConfig()
-PLAY = ExpertConfig(noise=0.15, offset=0.022, early=0.02, slip=0.2, blind=24, wander=0.3)
+PLAY = ExpertConfig(
+    noise=0.15, offset=0.022, early=0.02, slip=0.2, blind=24, wander=0.3, carry=24, length=160
+)
 
 
 class LiftExpert:
@@ -96,7 +102,7 @@ class LiftExpert:
         self.error = np.append(config.offset * rng.standard_normal(2), 0.0)
         self.error[2] = abs(config.early * rng.standard_normal())
         self.blind = rng.integers(config.blind + 1)
-        self.slip_after = rng.integers(2, 12) if rng.random() < config.slip else 10_000
+        self.slip_after = rng.integers(2, 12) if rng.random() < config.slip else config.carry
         self.phase, self.clock = "approach", 0
         if rng.random() < config.wander:
             self.phase, self.clock = "wander", int(rng.integers(4, 16))

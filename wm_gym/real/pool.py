@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
-import queue
-import select
+import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -17,45 +22,74 @@ from wm_gym.tasks import Task
 
 START_TIMEOUT = 120.0  # seconds for a worker to build its simulator
 CALL_TIMEOUT = 120.0  # seconds for one request; a chunk of 8 steps takes a tenth of one
+LAST_LINES = 20  # of a worker's error stream, told when it dies
 COMMAND = "from wm_gym.real.worker import main; main()"  # what a worker process runs
 
 
-class WorkerDied(RuntimeError):
-    """A worker process ended, or did not answer in time."""
-
-
 class SimulationPool:
-    """Runs requests of `wm_gym.real.worker.Worker` on `workers` processes, one simulator each."""
+    """Runs requests of `wm_gym.real.worker.Worker` on `workers` processes, one simulator each.
 
-    def __init__(self, task: Task, workers: int | None = None, full_meshes: bool = False) -> None:
+    No call hangs: a worker has `timeout` seconds for a request, and START_TIMEOUT to come up.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        workers: int | None = None,
+        full_meshes: bool = False,
+        timeout: float = CALL_TIMEOUT,
+    ) -> None:
         """Start the processes; raises ImportError or RuntimeError when robosuite cannot run."""
-        workers = workers or os.cpu_count() or 1
+        self.workers = workers or os.cpu_count() or 1
+        self.timeout = timeout
         self._arguments = (task, full_meshes)
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="simulation")
-        self._idle: queue.Queue[_Process] = queue.Queue()
-        processes = [_Process(self._arguments) for _ in range(workers)]
+        self._lock = threading.Lock()
+        self._processes: list[_Process] = []
         try:
-            for process in processes:
-                process.receive(START_TIMEOUT)
-                self._idle.put(process)
+            for number in range(self.workers):
+                self._processes.append(_Process(self._arguments, number))
+            while any(process.starting for process in self._processes):
+                list(self._listen())
         except BaseException:
-            for process in processes:
-                process.close()
+            self.close()
             raise
-        self.workers = workers
 
-    def map(self, name: str, requests: list[tuple]) -> list[Any]:
+    def map(
+        self, name: str, requests: Sequence[tuple], labels: Sequence[str] | None = None
+    ) -> list[Any]:
         """Answer `Worker.<name>(*request)` for every request, in order.
 
-        A request whose worker dies is tried once more on a new one; RuntimeError names the
-        request's place in the list when that one dies too.
+        A worker that dies or does not answer in time is replaced, with a warning, and its request
+        tried once more. Raises RuntimeError, which calls the request by its label and quotes the
+        worker's last lines, when that fails too or the simulator raises. After an error or Ctrl-C
+        the pool can be used again.
         """
-        futures = [self._threads.submit(self._call, name, i, r) for i, r in enumerate(requests)]
-        try:
-            return [future.result() for future in futures]
-        finally:
-            for future in futures:
-                future.cancel()
+        labels = labels or [f"request {i}" for i in range(len(requests))]
+        waiting, tried = deque(range(len(requests))), set()
+        answers: dict[int, Any] = {}
+        with self._lock:
+            for process in self._processes:
+                process.job = None  # nobody waits any more for what an interrupted call asked
+            while len(answers) < len(requests):
+                self._hand_out(name, requests, waiting)
+                for job, kind, answer in self._listen():
+                    if kind == "failed":
+                        raise RuntimeError(f"{labels[job]} ({name}): robosuite:\n{answer}")
+                    if kind == "done":
+                        answers[job] = answer
+                    elif job in tried:
+                        raise RuntimeError(
+                            f"Two simulators died on {labels[job]} ({name}): {answer}"
+                        )
+                    else:
+                        warnings.warn(
+                            f"{labels[job]} ({name}) goes to a new simulator: {answer}",
+                            RuntimeWarning,
+                            stacklevel=2,
+                        )
+                        tried.add(job)
+                        waiting.appendleft(job)
+        return [answers[job] for job in range(len(requests))]
 
     def __enter__(self) -> SimulationPool:
         """Return the pool; it closes with the block."""
@@ -66,33 +100,44 @@ class SimulationPool:
         self.close()
 
     def close(self) -> None:
-        """End all processes; safe to call twice."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
-        while not self._idle.empty():
-            self._idle.get().close()
+        """End all processes, busy ones too; safe to call twice."""
+        while self._processes:
+            self._processes.pop().close()
 
-    def _call(self, name: str, index: int, request: tuple) -> Any:
-        process = self._idle.get()
-        try:
-            try:
-                return process.call(name, request)
-            except WorkerDied:
-                process.close()
-                process = _Process(self._arguments)
-                process.receive(START_TIMEOUT)
-                return process.call(name, request)
-        except WorkerDied as error:
-            raise RuntimeError(
-                f"The simulator died twice on request {index} ({name}): {error}"
-            ) from error
-        finally:
-            self._idle.put(process)
+    def _hand_out(self, name: str, requests: Sequence[tuple], waiting: deque[int]) -> None:
+        if not self._processes:
+            raise RuntimeError("These simulators are closed; make a new pool.")
+        for process in self._processes:
+            if waiting and not process.busy:
+                job = waiting.popleft()
+                process.ask((name, requests[job]), self.timeout, job)
+
+    def _listen(self) -> Iterator[tuple[int, str, Any]]:
+        """Wait for the next news of a worker; yield (job, "done", "failed" or "died", answer)."""
+        busy = [process for process in self._processes if process.busy]
+        seconds = min(process.deadline for process in busy) - time.monotonic()
+        wait([process.output for process in busy], max(seconds, 0.0))
+        for process in busy:
+            kind, answer = process.receive()
+            if kind == "died":
+                self._replace(process, answer)
+            elif kind == "failed" and process.starting:
+                missing = isinstance(answer, ImportError)
+                raise answer if missing else RuntimeError(f"robosuite:\n{answer}")
+            if kind != "nothing" and process.job is not None:
+                yield process.job, kind, answer
+
+    def _replace(self, process: _Process, why: str) -> None:
+        failures = process.failures + 1 if process.starting else 0
+        self._processes[process.number] = _Process(self._arguments, process.number, failures)
+        if failures >= 2:
+            raise RuntimeError(f"No simulator could be started: {why}")
 
 
 class _Process:
-    """One worker process and its pipes."""
+    """One worker process, its pipes, and what it is busy with."""
 
-    def __init__(self, arguments: tuple[Task, bool]) -> None:
+    def __init__(self, arguments: tuple[Task, bool], number: int, failures: int = 0) -> None:
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         # One GL thread a worker: the workers are the parallelism.
@@ -101,44 +146,74 @@ class _Process:
             [sys.executable, "-c", COMMAND],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             env={**os.environ, **threads, "MUJOCO_GL": choose_gl(), "PYTHONPATH": path},
             process_group=0,  # Ctrl-C is for this process: workers end when their input does
         )
-        self._send(arguments)
+        self.number, self.output = number, self._process.stdout
+        self.starting, self.failures = True, failures  # starts that failed just before this one
+        self._received = bytearray()
+        self._lines: deque[bytes] = deque(maxlen=LAST_LINES)
+        errors = self._process.stderr
+        self._reader = threading.Thread(target=self._lines.extend, args=(errors,), daemon=True)
+        self._reader.start()
+        self.ask(arguments, START_TIMEOUT, None)
 
-    def call(self, name: str, request: tuple) -> Any:
-        self._send((name, request))
-        return self.receive(CALL_TIMEOUT)
+    @property
+    def busy(self) -> bool:
+        return self.deadline is not None
 
-    def receive(self, timeout: float) -> Any:
-        """Return the next answer; raises WorkerDied, or the worker's own error."""
-        ready, _, _ = select.select([self._process.stdout], [], [], timeout)
-        if not ready:
-            self.close()
-            raise WorkerDied(f"no answer within {timeout:.0f} s")
-        try:
-            kind, answer = pickle.load(self._process.stdout)
-        except (EOFError, pickle.UnpicklingError):
-            raise WorkerDied(f"process ended with code {self._process.wait()}") from None
-        if kind == "failed":
-            if isinstance(answer, ImportError):
-                raise answer
-            raise RuntimeError(f"robosuite:\n{answer}")
-        return answer
+    def ask(self, message: Any, timeout: float, job: int | None) -> None:
+        """Send a request; `job` is its place in the current call, None where nobody waits."""
+        self.job, self.timeout = job, timeout
+        self.deadline: float | None = time.monotonic() + timeout
+        with contextlib.suppress(OSError):  # it has died, and `receive` will say so
+            pickle.dump(message, self._process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
+            self._process.stdin.flush()
+
+    def receive(self) -> tuple[str, Any]:
+        """Read what has come, without waiting: ("nothing", None), ("died", why) or the answer."""
+        while wait([self.output], 0):
+            data = os.read(self.output.fileno(), 1 << 20)
+            if not data:
+                return "died", self._end()
+            self._received += data
+            size = 8 + int.from_bytes(self._received[:8], "little")
+            if len(self._received) >= size:
+                answer = pickle.loads(self._received[8:])
+                self._received.clear()
+                self.starting = self.starting and answer[0] == "failed"
+                self.deadline = None
+                return answer
+        if time.monotonic() < self.deadline:
+            return "nothing", None
+        return "died", self._end(late=True)
 
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            try:
+        self._reader.join(1.0)
+        pipes = [self._process.stdin, self.output]
+        if not self._reader.is_alive():  # a grandchild may keep the error stream open
+            pipes.append(self._process.stderr)
+        for pipe in pipes:
+            with contextlib.suppress(BrokenPipeError):
                 pipe.close()
-            except BrokenPipeError:
-                pass
 
-    def _send(self, message: Any) -> None:
-        try:
-            pickle.dump(message, self._process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
-            self._process.stdin.flush()
-        except (OSError, ValueError):  # ValueError: given up, and its pipes closed
-            raise WorkerDied(f"process ended with code {self._process.wait()}") from None
+    def _end(self, late: bool = False) -> str:
+        """Say how this process ended, or end it, and what it wrote to its error stream last."""
+        if not late:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(10.0)  # its output has ended, so it is about to
+        self.close()
+        code = self._process.returncode
+        how = f"ended with code {code}"
+        if code < 0:
+            how = f"was ended by signal {-code}, {signal.strsignal(-code)}"
+        if code == -signal.SIGKILL:
+            how += " (where memory ran out, fewer `workers` need less)"
+        if late:
+            how = f"did not answer within {self.timeout:g} s"
+        lines = b"".join(self._lines).decode(errors="replace").rstrip()
+        last = f"; its last lines:\n{lines}" if lines else ""
+        return f"worker {self.number} (process {self._process.pid}) {how}{last}"

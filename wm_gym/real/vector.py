@@ -9,7 +9,7 @@ import numpy as np
 
 from wm_gym.checks import check_count
 from wm_gym.contract import Played, WorldVectorEnv
-from wm_gym.real.pool import SimulationPool
+from wm_gym.real.pool import CALL_TIMEOUT, SimulationPool
 
 
 class RealVectorEnv(WorldVectorEnv):
@@ -19,6 +19,10 @@ class RealVectorEnv(WorldVectorEnv):
     to speak of, and a worker that dies is replaced without loss. A picture is rendered only where
     it is looked at: the last of a chunk, or each with `return_frames`. `full_meshes=True` draws
     every triangle of the robot instead of those that a pixel can show.
+
+    A worker that dies, or takes more than `timeout` seconds for a step of one row, is replaced with
+    a warning that names the row; where its successor fails too, `step` raises RuntimeError and
+    changes nothing. So a hang costs a step at most 2 x `timeout` and the start of a worker.
     """
 
     def __init__(
@@ -28,6 +32,7 @@ class RealVectorEnv(WorldVectorEnv):
         *,
         workers: int | None = None,
         full_meshes: bool = False,
+        timeout: float = CALL_TIMEOUT,
         **contract: Any,
     ) -> None:
         """Start the simulators; `contract` holds the keywords of `WorldVectorEnv`."""
@@ -35,7 +40,9 @@ class RealVectorEnv(WorldVectorEnv):
         if workers is None:
             workers = min(num_envs, os.cpu_count() or 1)
         check_count("workers", workers)
-        self._simulations = SimulationPool(self.task, workers, full_meshes)
+        if not timeout > 0:
+            raise ValueError(f"timeout must be a positive number of seconds, got {timeout!r}.")
+        self._simulations = SimulationPool(self.task, workers, full_meshes, timeout)
         self._states = np.zeros((num_envs, self.pool.states.shape[1]))
 
     def _begin(self, rows: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -48,7 +55,7 @@ class RealVectorEnv(WorldVectorEnv):
             (self._states[row], actions[i, : steps[i]], stop, self.return_frames)
             for i, row in enumerate(rows)
         ]
-        results = self._simulations.map("play", requests)
+        results = self._simulations.map("play", requests, [f"row {row}" for row in rows])
         self._states[rows] = [result.state for result in results]
         m, k = actions.shape[:2]
         success = np.zeros((m, k), bool)
@@ -65,6 +72,12 @@ class RealVectorEnv(WorldVectorEnv):
             played=np.array([len(result.success) for result in results]),
             frames=frames,
         )
+
+    def _save(self, rows: np.ndarray) -> np.ndarray:
+        return self._states[rows]
+
+    def _load(self, rows: np.ndarray, hidden: np.ndarray) -> None:
+        self._states[rows] = hidden
 
     def close_extras(self, **kwargs: Any) -> None:
         """End the simulator processes."""

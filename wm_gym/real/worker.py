@@ -1,16 +1,19 @@
 """The process that owns one simulator, driven over its pipes by `wm_gym.real.pool`.
 
 Every request is a pure function of its arguments (the state travels with it), so a worker that dies
-loses nothing: the same request goes to its successor. The worker ends when its input does, so it
-cannot outlive the process that started it, however that one ended.
+loses nothing: the same request goes to its successor. The worker ends when its input does, in
+the middle of a request too, so it cannot outlive the process that started it, however that ended.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import pickle
 import sys
+import threading
 import traceback
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,44 +76,60 @@ class Worker:
     def demonstrate(
         self, state: np.ndarray, expert: ExpertConfig, seed: int, steps: int, tail: int
     ) -> Recording:
-        """Let the expert play from `state`: `steps` steps, or `tail` past its first success."""
+        """Let the expert play from `state`: `steps` steps, or `tail` past its first success.
+
+        An expert with a `length` of its own plays that.
+        """
         simulation = self.simulation
         simulation.set_state(state)
         player = EXPERTS[simulation.task.name](simulation.env, expert, np.random.default_rng(seed))
         frames, states = [simulation.render()], [state[: simulation.physics_size]]
         actions, success = [], []
-        end = steps
+        end = expert.length or steps
         while len(actions) < end:
             actions.append(player.act())
             simulation.step(actions[-1])
             success.append(simulation.success())
             frames.append(simulation.render())
             states.append(simulation.get_state()[: simulation.physics_size])
-            if success[-1] and not any(success[:-1]):
+            if expert.length is None and success[-1] and not any(success[:-1]):
                 end = len(actions) + tail
         return Recording(np.stack(frames), np.stack(actions), np.array(success), np.stack(states))
 
 
 def main() -> None:
     """Answer requests until the input ends."""
-    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    faulthandler.enable()  # a crash in native code says where
+    answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints goes to the error stream, not into the answers
+    requests: SimpleQueue[Any] = SimpleQueue()
+    threading.Thread(target=_receive, args=(requests,), daemon=True).start()
     worker: Any = None
     try:
-        worker = Worker(*pickle.load(requests))
+        worker = Worker(*requests.get())
         reply: tuple[str, Any] = ("ready", None)
     except Exception as error:
         reply = ("failed", error if isinstance(error, ImportError) else traceback.format_exc())
     while True:
-        pickle.dump(reply, answers, protocol=pickle.HIGHEST_PROTOCOL)
+        data = pickle.dumps(reply, protocol=pickle.HIGHEST_PROTOCOL)
+        answers.write(len(data).to_bytes(8, "little") + data)
         answers.flush()
         if worker is None:
-            return
-        try:
-            name, arguments = pickle.load(requests)
-        except EOFError:
-            return
+            os._exit(1)
+        name, arguments = requests.get()
         try:
             reply = ("done", getattr(worker, name)(*arguments))
         except Exception:
             reply = ("failed", traceback.format_exc())
+
+
+def _receive(requests: SimpleQueue[Any]) -> None:
+    """Pass requests on; when the parent is gone, end this process, whatever it is doing."""
+    try:
+        while True:
+            requests.put(pickle.load(sys.stdin.buffer))
+    except EOFError:
+        pass
+    except Exception:
+        traceback.print_exc()
+    os._exit(1)

@@ -15,11 +15,13 @@ from wm_gym.hub import Pretrained
 class SuccessConfig:
     """Shape of the classifier, and the verdict rule that was calibrated with its weights."""
 
-    channels: int = 48
-    """Channels of a latent frame (3 x patch x patch for the pixel world model)."""
-    size: int = 16
-    """Height and width of a latent frame."""
-    width: int = 32
+    channels: int = 128
+    """Channels of the grid that begins a latent."""
+    side: int = 8
+    """Height and width of that grid."""
+    vector: int = 384
+    """Length of the vector that ends a latent."""
+    width: int = 64
     features: int = 64
     """Numbers that are kept of a frame."""
     window: int = 8
@@ -45,18 +47,18 @@ class SuccessClassifier(nn.Module, Pretrained):
         """Build with random weights."""
         super().__init__()
         self.config = config
-        w, final = config.width, -(-config.size // 4)  # halved twice, rounded up
-        self.frame = nn.Sequential(
-            nn.Conv2d(config.channels, w, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(w, 2 * w, 3, stride=2, padding=1),
-            nn.GroupNorm(8, 2 * w),
-            nn.SiLU(),
-            nn.Conv2d(2 * w, 2 * w, 3, stride=2, padding=1),
-            nn.GroupNorm(8, 2 * w),
+        w, half = config.width, -(-config.side // 2)  # halved once, rounded up
+        self.grid = nn.Sequential(
+            nn.Unflatten(1, (config.channels, config.side, config.side)),
+            nn.GroupNorm(8, config.channels),
+            nn.Conv2d(config.channels, w, 3, stride=2, padding=1),
+            nn.GroupNorm(8, w),
             nn.SiLU(),
             nn.Flatten(),
-            nn.Linear(2 * w * final * final, config.features),
+            nn.Linear(w * half * half, config.features),
+        )
+        self.vector = nn.Sequential(
+            nn.LayerNorm(config.vector), nn.Linear(config.vector, config.features)
         )
         self.verdict = nn.Sequential(
             nn.SiLU(),
@@ -82,8 +84,9 @@ class SuccessClassifier(nn.Module, Pretrained):
         return self.config.hold_n
 
     def embed(self, latents: Tensor) -> Tensor:
-        """Embed frames: latents (n, t, c, h, w) to features (n, t, features)."""
-        return self.frame(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
+        """Embed frames: latents (n, t, f), see WorldModel.encode, to features (n, t, features)."""
+        grid, vector = latents.flatten(0, 1).tensor_split([-self.config.vector], dim=1)
+        return (self.grid(grid) + self.vector(vector)).unflatten(0, latents.shape[:2])
 
     def logits(self, features: Tensor) -> Tensor:
         """Log-odds at the end of every whole window of features (n, window - 1 + t, d): (n, t)."""

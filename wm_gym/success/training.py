@@ -1,20 +1,25 @@
-"""Train the success classifier on real episodes and calibrate it on held-out ones."""
+"""Train the success classifier on recorded episodes, seen and imagined, and calibrate it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import trange
+from tqdm import tqdm, trange
 
 from wm_gym.data.episodes import Episode
-from wm_gym.data.windows import SuccessWindows, holdout_episodes
-from wm_gym.success.calibration import Calibration, calibrate
+from wm_gym.data.windows import holdout_episodes
+from wm_gym.evaluation.fidelity import replay_latents
+from wm_gym.success.calibration import Calibration, calibrate, choose_rule
 from wm_gym.success.classifier import SuccessClassifier, SuccessConfig
+
+if TYPE_CHECKING:
+    from wm_gym.world_model.model import WorldModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +27,16 @@ class SuccessTrainingConfig:
     """How the classifier is trained; the paper fine-tunes VideoMAE for up to 200,000 steps."""
 
     steps: int = 600
-    batch_size: int = 48
+    batch_size: int = 96
     """Windows a step, half of them successes."""
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     near_miss_weight: float = 4.0
     """Extra weight of the windows that end within `near` steps before a success."""
     near: int = 12
-    blur: float = 0.8
-    """Largest share of a 3 x 3 mean that is mixed in: imagined pictures are softer."""
-    noise: float = 0.06
-    """Largest standard deviation of added noise, on pictures in [-1, 1]."""
+    imagined: int = 80
+    """Steps of an episode that are imagined: later, what came of it may be none of the model's
+    doing any more."""
     held_out: float = 0.2
     """Share of the episodes of every source that only calibrate."""
     false_success_limit: float = 0.05
@@ -41,28 +45,32 @@ class SuccessTrainingConfig:
 
 
 def train_classifier(
-    encode: Callable[[Tensor], Tensor],
+    model: WorldModel,
     episodes: Sequence[Episode],
     shape: SuccessConfig,
     config: SuccessTrainingConfig,
-) -> tuple[SuccessClassifier, Calibration]:
-    """Train on `episodes`, whose pictures `encode` turns into latents (see WorldModel.encode).
+) -> tuple[SuccessClassifier, Calibration, Calibration]:
+    """Train on the latents of `episodes`, on the model's device, with what really came of them.
 
-    Returns the classifier, its threshold set by `calibrate` on the episodes held out, and what
-    they say about it. The latents' device decides where the training runs.
+    Every episode is there twice: as recorded, and imagined from its first picture under its
+    actions, so that the classifier knows how the model draws a grasp that fails. Returns the
+    classifier with the rule that `choose_rule` finds on imagined replays of the episodes held out,
+    what they say about it as recorded, and what as imagined.
     """
     if not any(e.succeeded for e in episodes):
         raise ValueError(
             f"A success classifier learns from successes; none of {len(episodes)} episodes "
             "succeeds. Record some that do, of the scripted expert for example."
         )
-    torch.manual_seed(config.seed)
     held_out = set(holdout_episodes([e.source for e in episodes], config.held_out, config.seed))
-    fit = [e for i, e in enumerate(episodes) if i not in held_out]
-    windows = SuccessWindows(fit, window=shape.window)
-    windows = windows.reweight(_weights(windows, config))
-    device = encode(windows.batch([0])["frames"]).device
-    classifier = SuccessClassifier(shape).to(device).train()
+    labels = [frame_labels(e) for e in episodes]
+    seen, imagined = latents_of(model, episodes, config.imagined)
+    fit = [i for i in range(len(episodes)) if i not in held_out]
+    parts = [(part[i], labels[i][: len(part[i])]) for part in (seen, imagined) for i in fit]
+    windows = LatentWindows(*map(list, zip(*parts, strict=True)), shape)
+    weights = window_weights(windows, config)
+    torch.manual_seed(config.seed)
+    classifier = SuccessClassifier(shape).to(model.device).train()
     optimizer = torch.optim.AdamW(
         classifier.parameters(), config.learning_rate, weight_decay=config.weight_decay
     )
@@ -73,53 +81,85 @@ def train_classifier(
     generator = torch.Generator().manual_seed(config.seed)
     bar = trange(config.steps, desc="success classifier")
     for _ in bar:
-        batch = windows.batch(windows.sample(config.batch_size, generator))
-        latents = encode(batch["frames"])
-        with torch.autocast(device.type, torch.bfloat16):
-            logits = classifier.logits(classifier.embed(soften(latents, config)))[:, 0]
-        loss = F.binary_cross_entropy_with_logits(logits.float(), batch["label"].to(device))
+        drawn = torch.multinomial(weights, config.batch_size, True, generator=generator)
+        latents, label = windows.batch(drawn)
+        with torch.autocast(model.device.type, torch.bfloat16):
+            logits = classifier.logits(classifier.embed(latents.to(model.device).float()))[:, 0]
+        loss = F.binary_cross_entropy_with_logits(logits.float(), label.to(logits.device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     classifier.eval()
-    probabilities = [watch(classifier, encode, episodes[i]) for i in sorted(held_out)]
-    labels = [frame_labels(episodes[i]) for i in sorted(held_out)]
-    found = calibrate(probabilities, labels, shape.hold_k, shape.hold_n, config.false_success_limit)
-    classifier.config = replace(shape, threshold=found.threshold)
-    return classifier, found
+    judged = sorted(held_out)
+    watched = [watch(classifier, imagined[i]) for i in judged]
+    truth = [labels[i][: len(imagined[i])] for i in judged]
+    hold, found = choose_rule(watched, truth, config.false_success_limit)
+    classifier.config = replace(shape, threshold=found.threshold, hold_k=hold, hold_n=hold)
+    watched, truth = [watch(classifier, seen[i]) for i in judged], [labels[i] for i in judged]
+    return classifier, calibrate(watched, truth, hold, hold, config.false_success_limit), found
 
 
 @torch.inference_mode()
-def watch(classifier: SuccessClassifier, encode: Callable[[Tensor], Tensor], episode: Episode):
-    """Probability of success after every frame of an episode, (t + 1,) float32 NumPy."""
-    frames = torch.from_numpy(episode.frames)[None]
-    return classifier.watch(encode(frames))[0].cpu().numpy()
+def latents_of(
+    model: WorldModel, episodes: Sequence[Episode], steps: int, batch_size: int = 32
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Latents (t + 1, f) float16 on the CPU of every episode, as recorded and as imagined.
+
+    At most `steps` steps of an episode are imagined, from its first picture.
+    """
+    seen, imagined = [], []
+    for first in tqdm(range(0, len(episodes), batch_size), "latents", leave=False):
+        batch = episodes[first : first + batch_size]
+        lengths = [min(len(e), steps) for e in batch]
+        actions = torch.zeros(len(batch), max(lengths), batch[0].actions.shape[1])
+        for row, episode in enumerate(batch):
+            actions[row, : lengths[row]] = torch.from_numpy(episode.actions[: lengths[row]])
+            with torch.autocast(model.device.type, torch.bfloat16):
+                seen.append(model.encode(torch.from_numpy(episode.frames)[None])[0].half().cpu())
+        begun = torch.from_numpy(np.stack([e.frames[0] for e in batch]))
+        replayed = replay_latents(model, begun, actions, seed=first).half().cpu()
+        for row, length in enumerate(lengths):
+            imagined.append(torch.cat([seen[first + row][:1], replayed[row, :length]]))
+    return seen, imagined
 
 
-def soften(latents: Tensor, config: SuccessTrainingConfig) -> Tensor:
-    """Blur and noise whole windows (n, t, c, h, w) by random amounts, a different one each."""
-    n, t, c, h, w = latents.shape
-    patch = int((c / 3) ** 0.5)
-    share = torch.rand(n, 1, 1, 1, device=latents.device).repeat_interleave(t, 0) * config.blur
-    pictures = F.pixel_shuffle(latents.flatten(0, 1), patch)
-    mean = F.avg_pool2d(pictures, 3, stride=1, padding=1, count_include_pad=False)
-    pictures = pictures + share * (mean - pictures)
-    level = torch.rand(n, 1, 1, 1, 1, device=latents.device) * config.noise
-    soft = F.pixel_unshuffle(pictures, patch).unflatten(0, (n, t))
-    return soft + level * torch.randn_like(soft)
+class LatentWindows:
+    """The windows that end at every frame of every episode, with the label of that frame."""
+
+    def __init__(
+        self, latents: list[Tensor], labels: list[np.ndarray], shape: SuccessConfig
+    ) -> None:
+        """Take latents (t + 1, f) and labels (t + 1,) bool of each episode."""
+        lengths = torch.tensor([len(part) for part in latents])
+        self.latents, self.labels = torch.cat(latents), torch.from_numpy(np.concatenate(labels))
+        self.episode = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        self.first = (lengths.cumsum(0) - lengths)[self.episode]  # row of the episode's frame 0
+        self.back = torch.arange(1 - shape.window, 1)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Windows (b, window, f), padded with frame 0, and labels (b,) float32 0 or 1."""
+        rows = torch.maximum(indices[:, None] + self.back, self.first[indices][:, None])
+        return self.latents[rows], self.labels[indices].float()
+
+
+@torch.inference_mode()
+def watch(classifier: SuccessClassifier, latents: Tensor) -> np.ndarray:
+    """Probability of success after every frame of an episode, latents (t, f) to (t,) float32."""
+    device = next(classifier.parameters()).device
+    return classifier.watch(latents[None].to(device).float())[0].cpu().numpy()
 
 
 def frame_labels(episode: Episode) -> np.ndarray:
     """The simulator's predicate at every frame, False at the first, (t + 1,) bool."""
-    return torch.cat([torch.zeros(1, dtype=torch.bool), torch.from_numpy(episode.success)]).numpy()
+    return np.concatenate([np.zeros(1, bool), episode.success])
 
 
-def _weights(windows: SuccessWindows, config: SuccessTrainingConfig) -> Tensor:
+def window_weights(windows: LatentWindows, config: SuccessTrainingConfig) -> Tensor:
     """Half the weight on successes; of the rest, more on what comes just before one."""
     labels = windows.labels
-    weights = torch.ones(len(windows), dtype=torch.float64)
+    weights = torch.ones(len(labels), dtype=torch.float64)
     for ahead in range(1, config.near + 1):
         soon = (windows.episode[:-ahead] == windows.episode[ahead:]) & labels[ahead:]
         weights[:-ahead][soon & ~labels[:-ahead]] = config.near_miss_weight

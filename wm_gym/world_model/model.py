@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wm_gym.hub import Pretrained
-from wm_gym.world_model.denoiser import ConvDenoiser
-from wm_gym.world_model.flow import sample
+from wm_gym.world_model.dynamics import Encoder, Renderer, State, Transition
 from wm_gym.world_model.memory import Memory
-from wm_gym.world_model.presets import WorldModelConfig
+from wm_gym.world_model.presets import CELL, WorldModelConfig
 
 
 class WorldModel(nn.Module, Pretrained):
-    """Imagines K frames from a memory of past frames and K actions (WMPO, section 3.2).
+    """Imagines K frames from what it remembers and K actions (WMPO, section 3.2).
 
-    Beyond the paper: the first frame stays in the memory (WoVR), and a block may have any K from 1
-    to `max_chunk`. Latents are the pixels themselves, in [-1, 1], folded `patch` x `patch` into
-    channels, so encoding and decoding are exact.
+    Departs from the paper for small pictures: what it remembers is not the last frames but a
+    recurrent state, begun from pictures and moved on by one action at a time, so that any K from 1
+    to `max_chunk` comes from the same weights and nothing is lost to pictures that blur. A latent
+    is such a state, flat; a frame is drawn only where it is decoded.
     """
 
     config_class = WorldModelConfig
@@ -27,70 +26,82 @@ class WorldModel(nn.Module, Pretrained):
     def __init__(self, config: WorldModelConfig) -> None:
         """Build with random weights."""
         super().__init__()
-        if config.image_size % (2 * config.patch):
-            raise ValueError(
-                f"image_size must be a multiple of twice the patch ({2 * config.patch}), got "
-                f"{config.image_size}."
-            )
-        self.config = config
-        self.denoiser = ConvDenoiser(
-            config.channels, 1 + config.memory, config.action_dim, config.widths, config.embed
-        )
+        if config.image_size % CELL:
+            raise ValueError(f"image_size must be a multiple of {CELL}, got {config.image_size}.")
+        self.config = c = config
+        self.encoder = Encoder(1 + c.memory, c.outer, c.width, c.vector, c.side)
+        self.transition = Transition(c.action_dim, c.width, c.vector, c.embed, c.side)
+        self.renderer = Renderer(c.width, c.draw, c.vector, c.embed, c.side)
 
     @property
     def device(self) -> torch.device:
         """Where the weights lie."""
-        return self.denoiser.enter.weight.device
+        return self.renderer.mean.device
 
-    def noise_shape(self, k: int) -> tuple[int, int, int, int]:
-        """Shape of one row's noise for a block of k frames: (k, c, h, w)."""
-        return (k, self.config.channels, self.config.size, self.config.size)
+    def noise_shape(self, k: int) -> tuple[int, int]:
+        """Shape of one row's noise for a block of k steps: (k, g)."""
+        return (k, self.config.vector)
 
     def encode(self, frames: Tensor) -> Tensor:
-        """Turn pictures, uint8 (n, t, H, W, 3), into latents, float32 (n, t, c, h, w)."""
-        pixels = frames.to(self.device).flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1
-        return F.pixel_unshuffle(pixels, self.config.patch).unflatten(0, frames.shape[:2])
+        """Turn pictures, uint8 (n, t, H, W, 3), into the latents of each, float32 (n, t, f).
+
+        The latent of a picture knows the first one and the `memory` - 1 before it, too; where these
+        are fewer, the first stands for the others: a scene at rest.
+        """
+        t = frames.shape[1]
+        before = torch.arange(1 - self.config.memory, 1) + torch.arange(t)[:, None]  # (t, m)
+        shown = torch.cat([torch.zeros(t, 1, dtype=torch.long), before.clamp(min=0)], dim=1)
+        seen = pixels(frames.to(self.device))[:, shown].flatten(0, 1)  # (n * t, 1 + m, 3, H, W)
+        return flatten(self.encoder(seen)).unflatten(0, (-1, t))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Turn latents (n, t, c, h, w) into pictures, uint8 (n, t, H, W, 3)."""
-        pixels = F.pixel_shuffle(latents.float().flatten(0, 1), self.config.patch)
-        pixels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return pixels.permute(0, 2, 3, 1).unflatten(0, latents.shape[:2]).contiguous()
+        """Draw latents (n, t, f) as pictures, uint8 (n, t, H, W, 3)."""
+        shown = self.renderer(self.unflatten(latents.flatten(0, 1)))
+        shown = ((shown + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return shown.permute(0, 2, 3, 1).unflatten(0, latents.shape[:2]).contiguous()
 
     def begin(self, frames: Tensor) -> Memory:
-        """Remember pictures, uint8 (n, t, H, W, 3), t >= 1: the first, and the last `memory`.
+        """Remember pictures, uint8 (n, t, H, W, 3), t >= 1: the first, and the last `memory`."""
+        m, t = self.config.memory, frames.shape[1]
+        shown = [0, *(max(0, i) for i in range(t - m, t))]
+        return Memory(flatten(self.encoder(pixels(frames[:, shown].to(self.device)))))
 
-        Fewer than `memory` pictures are filled up with the first: a scene at rest.
-        """
-        m = self.config.memory
-        latents = self.encode(torch.cat([frames[:, :1], frames[:, -m:]], dim=1))
-        anchor, recent = latents[:, 0], latents[:, 1:]
-        rest = anchor[:, None].expand(-1, m - recent.shape[1], -1, -1, -1)
-        return Memory(anchor, torch.cat([rest, recent], dim=1))
-
-    def imagine(
-        self, memory: Memory, actions: Tensor, noise: Tensor, sampling_steps: int | None = None
-    ) -> tuple[Memory, Tensor]:
+    def imagine(self, memory: Memory, actions: Tensor, noise: Tensor) -> tuple[Memory, Tensor]:
         """Imagine the k frames that follow `memory` under actions (n, k, 7), 1 <= k <= max_chunk.
 
-        noise: (n, k, c, h, w) standard normal, all the randomness there is. Returns the memory
-        after these frames and their latents, float32 (n, k, c, h, w) in [-1, 1]; all fresh.
+        noise: (n, k, g) standard normal, all the randomness there is. Returns the memory after
+        these frames and their latents, float32 (n, k, f); all fresh.
         """
         if not 1 <= actions.shape[1] <= self.config.max_chunk:
             raise ValueError(
                 f"A block has 1 to {self.config.max_chunk} actions, got {actions.shape[1]}; split "
                 "longer ones."
             )
-        level = noise.new_full((len(noise),), self.config.memory_level)
-        seen = self.denoiser.look_ahead(stack(memory), actions, level)
-        latents = sample(
-            lambda noisy, time: self.denoiser(noisy, time, seen),
-            noise,
-            sampling_steps or self.config.sampling_steps,
-        ).clamp(-1, 1)
-        return memory.advance(latents), latents
+        states = self.roll(self.unflatten(memory.state), actions, noise)
+        latents = torch.stack([flatten(state) for state in states], dim=1)
+        return Memory(latents[:, -1].clone()), latents
+
+    def roll(self, state: State, actions: Tensor, noise: Tensor) -> list[State]:
+        """Move a state on under actions (n, t, a), with noise (n, t, g); returns the t states."""
+        states = []
+        for action, push in zip(actions.unbind(1), noise.unbind(1), strict=True):
+            state = state._replace(vector=state.vector + self.config.noise * push)
+            state = self.transition(state, action)
+            states.append(state)
+        return states
+
+    def unflatten(self, latents: Tensor) -> State:
+        """Latents (n, f) as the state that they are."""
+        c = self.config
+        grid, vector = latents.split([c.latent_size - c.vector, c.vector], dim=1)
+        return State(grid.unflatten(1, (c.width, c.side, c.side)), vector)
 
 
-def stack(memory: Memory) -> Tensor:
-    """Return the frames of a memory in one tensor, (n, 1 + m, c, h, w), the anchor first."""
-    return torch.cat([memory.anchor[:, None], memory.recent], dim=1)
+def flatten(state: State) -> Tensor:
+    """A state as latents, float32 (n, f)."""
+    return torch.cat([state.grid.float().flatten(1), state.vector.float()], dim=1)
+
+
+def pixels(frames: Tensor) -> Tensor:
+    """Turn pictures uint8 (..., H, W, 3) into float32 (..., 3, H, W) in [-1, 1]."""
+    return frames.movedim(-1, -3).float() / 127.5 - 1

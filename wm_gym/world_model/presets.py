@@ -4,37 +4,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+CELL = 8  # pixels along an edge of a cell of the grid
+
 
 @dataclass(frozen=True, slots=True)
 class WorldModelConfig:
-    """Shape of a pixel world model, and how it is sampled; the defaults are `nano`."""
+    """Shape of a pixel world model; the defaults are `nano`."""
 
     image_size: int = 64
-    patch: int = 4
-    """Pixels are folded into channels by this factor; no autoencoder to lose a small object."""
     memory: int = 4
-    """Recent frames that are remembered beside the first one (WMPO 4.1: 4, without the first)."""
+    """Recent frames that an episode begins from, beside the first (WMPO 4.1: 4, without it)."""
     max_chunk: int = 8
     """Most actions in one call (WMPO 4.1: 8)."""
     action_dim: int = 7
-    widths: tuple[int, int, int] = (96, 192, 64)
-    """Channels at latent resolution, at half of it, and in the head."""
+    outer: int = 64
+    """Channels of the encoder at twice the grid's resolution."""
+    width: int = 128
+    """Channels of the grid."""
+    vector: int = 384
+    """Length of the vector."""
+    draw: tuple[int, int] = (96, 48)
+    """Channels of the renderer at a quarter and at half of the picture's resolution."""
     embed: int = 256
     """Length of the conditioning vectors."""
-    sampling_steps: int = 1
-    """Network calls a block (WMPO: 10 to 30)."""
-    memory_level: float = 0.02
-    """Noise level that the model is told its memory has; its own frames are never clean."""
+    noise: float = 0.02
+    """Standard deviation of the noise on the vector at every step, in training and in use."""
 
     @property
-    def channels(self) -> int:
-        """Channels of a latent frame."""
-        return 3 * self.patch**2
+    def side(self) -> int:
+        """Cells along an edge of the grid."""
+        return self.image_size // CELL
 
     @property
-    def size(self) -> int:
-        """Height and width of a latent frame."""
-        return self.image_size // self.patch
+    def latent_size(self) -> int:
+        """Numbers in a latent: the grid, then the vector."""
+        return self.width * self.side**2 + self.vector
 
 
 PRESETS = {"nano": WorldModelConfig()}

@@ -1,4 +1,4 @@
-"""Train a pixel world model on recorded episodes, partly from memories of its own making."""
+"""Train a pixel world model on recorded episodes, through time."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm import tqdm
@@ -17,44 +18,50 @@ from wm_gym.data.episodes import Episode
 from wm_gym.data.windows import Windows, holdout_episodes
 from wm_gym.evaluation.fidelity import long_enough, replay_report
 from wm_gym.runs import Run
-from wm_gym.world_model.flow import add_noise, draw_times
-from wm_gym.world_model.memory import Memory
-from wm_gym.world_model.model import WorldModel, stack
+from wm_gym.world_model.dynamics import State
+from wm_gym.world_model.model import WorldModel, pixels
+from wm_gym.world_model.muon import Muon
 
 
 @dataclass(frozen=True, slots=True)
 class WorldModelTrainingConfig:
     """How a world model is trained; the defaults are the `nano` preset."""
 
-    steps: int = 5000
-    batch_size: int = 24
-    """Clips a step (WMPO: 128)."""
-    learning_rate: float = 6e-4
-    """At its peak: reached after `warmup` steps, then down to a twentieth along a cosine."""
+    steps: int = 3400
+    lengths: tuple[tuple[float, int], ...] = (
+        (0.06, 4),
+        (0.15, 8),
+        (0.35, 16),
+        (0.7, 32),
+        (1.0, 56),
+    )
+    """(share of the training until which it holds, control steps of a clip): short clips teach
+    what a step does, long ones not to drift."""
+    transitions: int = 512
+    """Control steps that a batch plays, over all its clips."""
+    most_clips: int = 48
+    pictures: int = 96
+    """Pictures that a batch is judged by, drawn anew each time from all that its clips show."""
+    beginnings: float = 0.3
+    """Share of the clips that begin where their episode does."""
+    learning_rate: float = 3e-3
+    """Of Muon, for matrices and convolutions, at its peak: reached after `warmup` steps, then down
+    to a twentieth along a cosine. AdamW has half of it, for all other weights."""
     warmup: int = 100
     weight_decay: float = 1e-2
     grad_clip: float = 1.0
     ema: float = 0.998
     """Decay of the averaged weights, which are what is validated and kept (WMPO: 0.9999)."""
-    pure_noise: float = 0.6
-    """Share of the clips that are predicted from noise alone."""
-    memory_noise: float = 0.06
-    """Largest standard deviation of the noise on remembered frames, on pictures in [-1, 1]."""
-    own_blocks: int = 2
-    """At most this many blocks are imagined before the one that is learnt: its memory is then
-    the model's own, as it will be in use."""
-    own_from: float = 0.4
-    """Share of the training after which that begins: a beginner's pictures teach nothing."""
-    frames: int = 4
-    """Frames of a block that are learnt from at a time, drawn anew each step."""
     change_weight: float = 2.0
-    """Extra weight of patches that differ from the first frame: what moves is small."""
-    event_weight: float = 3.0
-    """Chance of windows that reach a first success, relative to the others: lifts are rare."""
+    """Extra weight of pixels near what differs from the first frame: what moves is small."""
     held_out: float = 0.08
     """Share of the episodes of every source that only validate."""
     validate_every: int = 500
     seed: int = 0
+
+    def length(self, step: int) -> int:
+        """Control steps of the clips at a training step."""
+        return next(t for share, t in self.lengths if step < share * self.steps)
 
 
 def train_world_model(
@@ -68,16 +75,21 @@ def train_world_model(
     held_out = set(holdout_episodes([e.source for e in episodes], config.held_out, config.seed))
     fit = [e for i, e in enumerate(episodes) if i not in held_out]
     judged = long_enough([episodes[i] for i in sorted(held_out)])
-    block = model.config.max_chunk
-    windows = Windows(fit, memory=model.config.memory, block=block * (1 + config.own_blocks))
-    windows = windows.reweight(event_weights(windows, fit, config.event_weight))
+    windows, length = Windows(fit, memory=model.config.memory), 0
     learner = Learner(model, config)
+    first = learner.restore(run)
+    if not first:
+        draw_scene(model, fit)
     report: dict[str, float] = {}
-    bar = tqdm(total=config.steps, initial=learner.restore(run), desc="world model")
+    bar = tqdm(total=config.steps, initial=first, desc="world model")
     losses, began = [], time.perf_counter()
     for step in range(bar.n, config.steps):
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        batch = windows.batch(windows.sample(config.batch_size, generator))
+        if length != config.length(step):
+            length = config.length(step)
+            windows = clips(windows, length, config.beginnings)
+        count = min(config.most_clips, max(1, config.transitions // length))
+        batch = windows.batch(windows.sample(count, generator))
         losses.append(learner.step(batch, step, generator))
         bar.update()
         done = step + 1
@@ -100,74 +112,54 @@ def train_world_model(
 
 
 class Learner:
-    """What changes in training: weights, their average, the optimiser."""
+    """What changes in training: weights, their average, the optimisers."""
 
     def __init__(self, model: WorldModel, config: WorldModelTrainingConfig) -> None:
         """Begin from the model's present weights."""
         self.model, self.config = model, config
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(),
-            config.learning_rate,
-            betas=(0.9, 0.95),
-            weight_decay=config.weight_decay,
-        )
+        apart = {id(p) for p in (*model.renderer.leave.parameters(), model.renderer.mean)}
+        apart.add(id(model.encoder.place))
+        inner = [p for p in model.parameters() if p.dim() >= 2 and id(p) not in apart]
+        others = {id(p) for p in inner}
+        outer = [p for p in model.parameters() if id(p) not in others]
+        rate, decay = config.learning_rate, config.weight_decay
+        self.optimizers: list[torch.optim.Optimizer] = [
+            Muon(inner, rate, weight_decay=decay),
+            torch.optim.AdamW(outer, rate / 2, betas=(0.9, 0.95), weight_decay=decay),
+        ]
         self.average = EMAModel(model.parameters(), decay=config.ema)
 
     def step(self, batch: dict[str, Tensor], step: int, generator: torch.Generator) -> float:
         """Take one optimiser step on a batch of `Windows`, and return its loss."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, step)
-        most = self.config.own_blocks if step >= self.config.own_from * self.config.steps else 0
-        loss = self._loss(batch, int(torch.randint(most + 1, (), generator=generator)), generator)
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group.setdefault("peak", group["lr"]) * schedule(self.config, step)
+        loss = self._loss(batch, generator)
+        self.model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.average.step(self.model.parameters())
         return loss.item()
 
-    def _loss(self, batch: dict[str, Tensor], own: int, generator: torch.Generator) -> Tensor:
-        model, config, k = self.model, self.config, self.model.config.max_chunk
-        n = len(batch["anchor"])
-        frames = torch.cat([batch["anchor"][:, None], batch["memory"]], dim=1)
-        latents = model.encode(frames)
-        memory = Memory(latents[:, 0], latents[:, 1:])
-        memory = self._imagine_on(memory, batch["actions"], own, generator)
-
-        block = slice(own * k, (own + 1) * k)
-        chosen = torch.randperm(k, generator=generator)[: config.frames].sort().values
-        clean = model.encode(batch["future"][:, block][:, chosen])  # (n, f, c, h, w)
-        valid = batch["valid"][:, block][:, chosen].to(model.device)  # (n, f)
-        level = torch.rand(n, generator=generator) * config.memory_noise
-        time = draw_times(n, config.pure_noise, generator)
-        seen = stack(memory)
-        seen = seen + level.view(-1, 1, 1, 1, 1).to(seen) * draw(seen.shape, generator, seen)
-        noisy = add_noise(clean, draw(clean.shape, generator, clean), time.to(clean))
-        with torch.autocast(model.device.type, torch.bfloat16):
-            ahead = model.denoiser.look_ahead(
-                seen, batch["actions"][:, block].to(model.device), level.to(seen)
-            )
-            ahead = ahead._replace(frames=ahead.frames[:, chosen], last=memory.recent[:, -1])
-            predicted = model.denoiser(noisy, time.to(clean), ahead)
-        return frame_loss(predicted, clean, memory.anchor, valid, config.change_weight)
-
-    @torch.no_grad()
-    def _imagine_on(
-        self, memory: Memory, actions: Tensor, blocks: int, generator: torch.Generator
-    ) -> Memory:
-        """Replace the memory by the model's own after some blocks of these actions."""
-        model, k, m = self.model, self.model.config.max_chunk, memory.recent.shape[1]
-        level = memory.anchor.new_full((len(actions),), model.config.memory_level)
-        for block in range(blocks):
-            chosen = actions[:, block * k : (block + 1) * k].to(model.device)
-            with torch.autocast(model.device.type, torch.bfloat16):
-                ahead = model.denoiser.look_ahead(stack(memory), chosen, level)
-                ahead = ahead._replace(frames=ahead.frames[:, -m:])  # all that is remembered
-                shape = (len(chosen), *model.noise_shape(ahead.frames.shape[1]))
-                noise = draw(shape, generator, memory.recent)
-                latents = model.denoiser(noise, torch.ones_like(level), ahead)
-            memory = memory.advance(latents.clamp(-1, 1))
-        return memory
+    def _loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        model, device = self.model, self.model.device
+        n, t = batch["valid"].shape
+        each = min(t, max(2, self.config.pictures // n))
+        chosen = torch.rand(n, t, generator=generator).argsort(1)[:, :each]  # (n, f)
+        rows = torch.arange(n)[:, None]
+        clean = pixels(batch["future"][rows, chosen].to(device)).flatten(0, 1)
+        anchor = pixels(batch["anchor"].to(device))
+        remembered = torch.cat([anchor[:, None], pixels(batch["memory"].to(device))], dim=1)
+        noise = torch.randn((n, *model.noise_shape(t)), generator=generator).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            states = model.roll(model.encoder(remembered), batch["actions"].to(device), noise)
+            parts = (torch.stack(part, dim=1) for part in zip(*states, strict=True))
+            drawn = model.renderer(State(*(part[rows, chosen].flatten(0, 1) for part in parts)))
+        valid = batch["valid"][rows, chosen].flatten().to(device)
+        still = anchor.repeat_interleave(each, 0)
+        return frame_loss(drawn, clean, still, valid, self.config.change_weight)
 
     def averaged(self) -> Averaged:
         """Context in which the model has its averaged weights."""
@@ -178,7 +170,7 @@ class Learner:
         return {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": step,
         }
 
@@ -191,7 +183,8 @@ class Learner:
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.average.to(self.model.device)
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         run.rewind(state["step"] + 1)
         return state["step"]
 
@@ -215,38 +208,49 @@ class Averaged:
 
 
 def frame_loss(
-    predicted: Tensor, clean: Tensor, anchor: Tensor, valid: Tensor, change_weight: float
+    drawn: Tensor, clean: Tensor, anchor: Tensor, valid: Tensor, change_weight: float
 ) -> Tensor:
-    """Mean squared error over valid frames, patches that changed since the anchor counting more.
+    """Mean squared error over valid pictures, what changed since the anchor counting more.
 
-    predicted, clean: (n, f, c, h, w); anchor: (n, c, h, w); valid: (n, f) bool. A patch has changed
-    when any of its values differs by more than 0.15 (of a range of 2).
+    drawn, clean, anchor: (m, 3, H, W) in [-1, 1]; valid: (m,) bool. A pixel has changed when one of
+    its values, or of a pixel's within 2 of it, differs by more than 0.15.
     """
-    changed = ((clean - anchor[:, None]).abs().amax(2, keepdim=True) > 0.15).float()
-    weight = (1 + change_weight * changed) * valid[:, :, None, None, None]
-    error = (predicted - clean).square() * weight
-    return error.sum() / (weight.sum() * clean.shape[2]).clamp(min=1)
+    difference = (clean - anchor).abs().amax(1, keepdim=True)
+    changed = (F.max_pool2d(difference, 5, stride=1, padding=2) > 0.15).float()
+    weight = (1 + change_weight * changed) * valid[:, None, None, None]
+    error = (drawn - clean).square() * weight
+    return error.sum() / (weight.sum() * clean.shape[1]).clamp(min=1)
 
 
-def event_weights(windows: Windows, episodes: Sequence[Episode], weight: float) -> Tensor:
-    """Sampling weight of each window: `weight` where the first success falls into it, else 1."""
-    first = [e.first_success if e.succeeded else -(10**6) for e in episodes]
-    until = torch.tensor(first)[windows.episode] - windows.time  # steps to the first success
-    near = (until >= 0) & (until < windows.block)
-    return torch.where(near, weight, 1.0).double()
+def clips(windows: Windows, length: int, beginnings: float) -> Windows:
+    """The same windows, `length` steps long and drawn so that few steps are lost to padding.
+
+    A share `beginnings` of the draws begins an episode, as play does; the others begin wherever a
+    whole clip is left, episodes counting by their length.
+    """
+    lengths = windows.store.lengths
+    left = lengths[windows.episode] - windows.time
+    whole = ((left >= length) | (windows.time == 0)).double()
+    share = lengths.double() / lengths.sum()
+    each = share / torch.zeros(len(lengths)).double().index_add_(0, windows.episode, whole)
+    weights = (1 - beginnings) * whole * each[windows.episode]
+    weights += beginnings * (windows.time == 0) * share[windows.episode]
+    return windows.reweight(weights).lasting(length)
 
 
-def draw(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
-    """Standard normal numbers from a CPU generator, on the device of `like`."""
-    return torch.randn(shape, generator=generator).to(like.device)
+@torch.no_grad()
+def draw_scene(model: WorldModel, episodes: Sequence[Episode]) -> None:
+    """Give the renderer the mean first picture, so that it need not learn what stands still."""
+    first = torch.stack([torch.from_numpy(e.frames[0]) for e in episodes])
+    model.renderer.mean.copy_(F.pixel_unshuffle(pixels(first).mean(0), 2))
 
 
-def learning_rate(config: WorldModelTrainingConfig, step: int) -> float:
-    """Linear warm-up, then a cosine down to a twentieth of the peak."""
+def schedule(config: WorldModelTrainingConfig, step: int) -> float:
+    """Share of the peak learning rate: a linear warm-up, then a cosine down to a twentieth."""
     if step < config.warmup:
-        return config.learning_rate * (step + 1) / config.warmup
+        return (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def _named(report: dict[str, float]) -> dict[str, float]:

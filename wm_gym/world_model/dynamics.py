@@ -1,0 +1,166 @@
+"""The recurrent dynamics: pictures become a state, actions move it on, any state can be drawn.
+
+The state is never read back from imagined pictures, so what they blur is not lost: it has a grid,
+which says where things are, and a vector, which says how the arm stands.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wm_gym.world_model.presets import CELL
+
+POINTS = 32  # places that the vector is told of at every step
+SUMMARY = 96  # other numbers that it is told
+
+
+class State(NamedTuple):
+    """What is known of n scenes at one moment."""
+
+    grid: Tensor  # (n, d, h, w): where things are
+    vector: Tensor  # (n, g): how the arm stands, how it moves
+
+
+class Encoder(nn.Module):
+    """Remembered pictures to the state that they show."""
+
+    def __init__(self, pictures: int, outer: int, width: int, vector: int, side: int) -> None:
+        """Read `pictures` at once, into a grid of `side` x `side` cells."""
+        super().__init__()
+        self.enter = nn.Conv2d(pictures * 3 * (CELL // 2) ** 2, outer, 3, padding=1)
+        self.outer = Residual(outer)
+        self.shrink = nn.Conv2d(outer, width, 3, stride=2, padding=1)
+        self.place = nn.Parameter(0.02 * torch.randn(width, side, side))
+        self.before, self.attend, self.after = Residual(width), Attention(width), Residual(width)
+        self.glance = Glance(width, side)
+        self.vector = nn.Sequential(
+            nn.Linear(self.glance.size, vector), nn.SiLU(), nn.Linear(vector, vector)
+        )
+
+    def forward(self, pictures: Tensor) -> State:
+        """Map pictures (n, t, 3, H, W) in [-1, 1] to a state."""
+        x = F.pixel_unshuffle(pictures.flatten(1, 2), CELL // 2)
+        x = self.shrink(self.outer(self.enter(x))) + self.place
+        grid = self.after(self.attend(self.before(x)))
+        return State(grid, self.vector(self.glance(grid)).float())
+
+
+class Transition(nn.Module):
+    """One control step: a state and an action to the next state."""
+
+    def __init__(self, action_dim: int, width: int, vector: int, embed: int, side: int) -> None:
+        """Build for a grid of `width` channels and a vector of length `vector`."""
+        super().__init__()
+        self.glance = Glance(width, side)
+        self.vector = nn.GRUCell(action_dim + self.glance.size, vector)
+        self.condition = nn.Linear(vector + action_dim, embed)
+        self.grid = Residual(width, embed)
+
+    def forward(self, state: State, action: Tensor) -> State:
+        """Play action (n, a)."""
+        told = torch.cat([action.to(state.grid.dtype), self.glance(state.grid)], dim=1)
+        vector = self.vector(told, state.vector.to(told.dtype)).float()
+        condition = F.silu(self.condition(torch.cat([vector, action], dim=1)))
+        return State(self.grid(state.grid, condition), vector)
+
+
+class Renderer(nn.Module):
+    """A state to its picture; the scene's mean picture is a weight, so only the rest is drawn."""
+
+    def __init__(
+        self, width: int, widths: tuple[int, int], vector: int, embed: int, side: int
+    ) -> None:
+        """Draw grids of `width` channels by way of `widths` at a quarter and half of the size."""
+        super().__init__()
+        coarse, fine = widths
+        self.condition = nn.Linear(vector, embed)
+        self.first = Residual(width, embed)
+        self.norm = nn.GroupNorm(8, width)
+        self.coarser = nn.Conv2d(width, 4 * coarse, 1)
+        self.coarse = Residual(coarse, embed)
+        self.finer = nn.Conv2d(coarse, 4 * fine, 1)
+        self.fine = Residual(fine)
+        self.leave = nn.Sequential(
+            nn.GroupNorm(8, fine), nn.SiLU(), nn.Conv2d(fine, 12, 3, padding=1)
+        )
+        self.mean = nn.Parameter(torch.zeros(12, 4 * side, 4 * side))
+        nn.init.zeros_(self.leave[-1].weight)
+        nn.init.zeros_(self.leave[-1].bias)
+
+    def forward(self, state: State) -> Tensor:
+        """Draw states as pictures (n, 3, H, W) float32, about [-1, 1]."""
+        condition = F.silu(self.condition(state.vector))
+        x = F.silu(self.norm(self.first(state.grid, condition)))
+        x = self.coarse(F.pixel_shuffle(self.coarser(x), 2), condition)
+        x = self.fine(F.pixel_shuffle(self.finer(x), 2))
+        return F.pixel_shuffle(self.leave(x).float() + self.mean, 2)
+
+
+class Glance(nn.Module):
+    """What a vector is told of a grid: averages, and expected places under softmax maps."""
+
+    def __init__(self, width: int, side: int) -> None:
+        """Look at grids of `width` channels."""
+        super().__init__()
+        self.summary = nn.Conv2d(width, SUMMARY, 1)
+        self.maps = nn.Conv2d(width, POINTS, 1)
+        self.size = SUMMARY + 2 * POINTS
+        line = torch.linspace(-1, 1, side)
+        places = torch.stack(torch.meshgrid(line, line, indexing="ij")).flatten(1)
+        self.register_buffer("places", places, persistent=False)  # (2, cells): y, x
+        nn.init.normal_(self.maps.weight, std=0.3)  # flat maps would all point at the centre
+
+    def forward(self, grid: Tensor) -> Tensor:
+        """Sum up grid (n, d, h, w) in (n, size) numbers."""
+        share = self.maps(grid).float().flatten(2).softmax(-1)
+        places = (share @ self.places.T).flatten(1).to(grid.dtype)
+        return torch.cat([self.summary(grid).mean((2, 3)), places], dim=1)
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions; a condition, if any, scales and shifts between them."""
+
+    def __init__(self, width: int, embed: int = 0) -> None:
+        """Map `width` channels to as many, conditioned on vectors of length `embed`."""
+        super().__init__()
+        self.norm = nn.GroupNorm(8, width)
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.adapted = nn.GroupNorm(8, width, affine=not embed)
+        self.condition = nn.Linear(embed, 2 * width) if embed else None
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Map x (n, c, h, w), given condition (n, embed)."""
+        hidden = self.adapted(self.first(F.silu(self.norm(x))))
+        if self.condition is not None:
+            scale, shift = self.condition(condition)[:, :, None, None].chunk(2, 1)
+            hidden = hidden * (1 + scale) + shift
+        return x + self.second(F.silu(hidden))
+
+
+class Attention(nn.Module):
+    """Self-attention over the places of a feature map."""
+
+    def __init__(self, width: int, heads: int = 4) -> None:
+        """Build for `width` channels, which `heads` divides."""
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(8, width)
+        self.query_key_value = nn.Conv2d(width, 3 * width, 1)
+        self.leave = nn.Conv2d(width, width, 1)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (n, c, h, w) to the same shape."""
+        n, c, h, w = x.shape
+        qkv = self.query_key_value(self.norm(x)).view(n, 3, self.heads, c // self.heads, h * w)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
+        return x + self.leave(mixed.reshape(n, c, h, w))

@@ -1,0 +1,63 @@
+"""Muon: momentum whose update of every matrix is made orthogonal (Jordan et al. 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+# A quintic whose iterates bring all singular values near 1 in 5 rounds (Jordan et al. 2024).
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+ROUNDS = 5
+
+
+class Muon(torch.optim.Optimizer):
+    """For weights of two or more dimensions; convolutions count as (out, the rest).
+
+    Updates have the size of Adam's (root mean square 0.2 x lr; Liu et al. 2025, section 2.2), so
+    one learning rate and decay suit both. torch's own takes matrices only.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.01,
+    ) -> None:
+        """Optimise `params`; raises ValueError for vectors and scalars, which are for AdamW."""
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        flat = [tuple(p.shape) for g in self.param_groups for p in g["params"] if p.dim() < 2]
+        if flat:
+            raise ValueError(
+                f"Muon is for weights of 2 or more dimensions, got shapes {flat}; give these to "
+                "AdamW."
+            )
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take one step with Nesterov momentum."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                mean = state.setdefault("mean", torch.zeros_like(p))
+                mean.lerp_(p.grad, 1 - group["momentum"])
+                update = p.grad.lerp(mean, group["momentum"]).flatten(1)
+                size = 0.2 * max(update.shape) ** 0.5
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(orthogonal(update).view_as(p), alpha=-group["lr"] * size)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """Return (a, b) float32 with the same singular vectors and singular values near 1."""
+    a, b, c = COEFFICIENTS
+    wide = matrix.shape[0] <= matrix.shape[1]
+    x = (matrix if wide else matrix.T).bfloat16()
+    x = x / (x.norm() + 1e-7)
+    for _ in range(ROUNDS):
+        square = x @ x.T
+        x = a * x + (b * square + c * square @ square) @ x
+    return (x if wide else x.T).float()
