@@ -26,7 +26,6 @@ def make(backend: str, num_envs: int, split: str) -> SB3VecEnv:
 imagined = make("imagined", 32, "train")
 model = PPO("MultiInputPolicy", imagined, n_steps=64, batch_size=256, n_epochs=4, verbose=1, seed=0)
 model.learn(STEPS)
-model.save("runs/sb3_ppo")
 imagined.close()
 
 real = make("real", 2, "validation")

@@ -35,7 +35,6 @@ model = SAC(
     seed=0,
 )
 model.learn(DECISIONS)
-model.save("runs/sb3_sac")
 imagined.close()
 
 real = make("real", 2, "validation")

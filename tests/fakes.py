@@ -90,7 +90,9 @@ class FakeWorldModel(nn.Module):
     def __init__(self, noise: float = 0.0, mix: float = 0.0) -> None:
         """Build the same weights every time."""
         super().__init__()
-        self.config = SimpleNamespace(image_size=SIZE, memory=4, max_chunk=8)
+        self.config = SimpleNamespace(
+            image_size=SIZE, memory=4, max_chunk=8, latent_size=3 * SIZE**2
+        )
         self.noise, self.mix = noise, mix
         self.conv = nn.Conv2d(3, 3, 3, padding=1)
         generator = torch.Generator().manual_seed(0)
@@ -107,9 +109,9 @@ class FakeWorldModel(nn.Module):
         """Shape of one row's noise."""
         return (k, 3, SIZE, SIZE)
 
-    def encode(self, frames: Tensor) -> Tensor:
-        """uint8 (n, t, H, W, 3) -> float32 (n, t, 3, H, W)."""
-        return frames.movedim(-1, -3).float() / 127.5 - 1
+    def encode(self, frames: Tensor, last: int | None = None) -> Tensor:
+        """uint8 (n, t, H, W, 3) -> float32 (n, t, 3, H, W), of the `last` ones alone."""
+        return frames[:, -last if last else 0 :].movedim(-1, -3).float() / 127.5 - 1
 
     def decode(self, latents: Tensor) -> Tensor:
         """(n, t, 3, H, W) -> uint8 (n, t, H, W, 3)."""
@@ -144,7 +146,7 @@ class FakeSuccess(nn.Module):
     def __init__(self, threshold: float = 0.7, hold_k: int = 1, hold_n: int = 1) -> None:
         """Take the verdict's settings."""
         super().__init__()
-        self.config = SimpleNamespace(window=8)
+        self.config = SimpleNamespace(window=8, latent_size=3 * SIZE**2)
         self.threshold, self.hold_k, self.hold_n = threshold, hold_k, hold_n
         self.windows: list[Tensor] = []  # what every call was shown
 

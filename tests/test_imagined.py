@@ -316,12 +316,19 @@ def test_models_that_do_not_fit_the_starts_or_the_chunk_are_refused():
 
 
 def test_named_models_are_loaded_once_and_missing_ones_are_named(tmp_path):
-    SuccessClassifier(SuccessConfig(channels=8, side=2)).save_pretrained(tmp_path)
+    shape = SuccessConfig(channels=8, side=2, vector=160)  # 192 numbers, as the fake's latents
+    SuccessClassifier(shape).save_pretrained(tmp_path)
     first, second = (imagined(success=tmp_path).success for _ in range(2))
     assert first is second and not first.training
     _load_success_classifier.cache_clear()
     with pytest.raises(FileNotFoundError, match="nowhere"):
         imagined(success="nowhere")
+
+
+def test_models_that_were_not_trained_together_are_refused():
+    other = SuccessClassifier(SuccessConfig(channels=8, side=2, vector=161))
+    with pytest.raises(ValueError, match="hold 192 numbers and the success classifier reads 193"):
+        imagined(success=other)
 
 
 def test_closing_lets_go_of_the_models():

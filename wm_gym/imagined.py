@@ -108,7 +108,7 @@ class ImaginedVectorEnv(WorldVectorEnv):
             where = torch.from_numpy(rows[tile]).to(self.device)
             with self._autocast():
                 memory = self.world_model.begin(frames[tile])
-                latents = self.world_model.encode(frames[tile])[:, 1 - self.success.config.window :]
+                latents = self.world_model.encode(frames[tile], last=self.success.config.window - 1)
                 features = self.success.embed(latents).float()
             missing = self.success.config.window - 1 - features.shape[1]
             features = torch.cat([features[:, :1].expand(-1, missing, -1), features], 1)
@@ -169,6 +169,12 @@ class ImaginedVectorEnv(WorldVectorEnv):
             raise ValueError(
                 f"The world model draws {size} x {size} pictures and the starts are {height} x "
                 f"{width}; use starts recorded at the model's size."
+            )
+        came, wanted = self.world_model.config.latent_size, self.success.config.latent_size
+        if came != wanted:
+            raise ValueError(
+                f"The world model's latents hold {came} numbers and the success classifier reads "
+                f"{wanted}; use two that were trained together."
             )
         if self.chunk > most:
             raise ValueError(

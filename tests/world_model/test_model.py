@@ -251,3 +251,9 @@ def test_a_saved_model_imagines_the_same(model, tmp_path):
 def test_a_size_that_has_no_whole_cells_is_refused():
     with pytest.raises(ValueError, match="multiple of 8, got 20"):
         WorldModel(WorldModelConfig(image_size=20))
+
+
+@pytest.mark.parametrize("last", [1, 3, 9])
+def test_the_last_pictures_alone_have_the_same_latents(model, last):
+    frames = pictures(2, 7)
+    torch.testing.assert_close(model.encode(frames, last=last), model.encode(frames)[:, -last:])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from wm_gym.success.classifier import held
+
+THRESHOLDS = tuple(t / 20 for t in range(1, 20))  # 0.05 to 0.95
 
 
 class Calibration(NamedTuple):
@@ -79,22 +82,22 @@ def calibrate(
     k: int,
     n: int,
     false_success_limit: float = 0.05,
+    thresholds: Sequence[float] = THRESHOLDS,
 ) -> Calibration:
     """Choose the threshold on held-out episodes and report what it gives.
 
-    probabilities, labels: (t,) float and bool, one pair an episode. The rule: among thresholds
-    0.05, 0.10, ..., 0.95 with a false-success rate of at most the limit, the best F1 by episode;
+    probabilities, labels: (t,) float and bool, one pair an episode. The rule: among `thresholds`
+    with a false-success rate of at most the limit, the best F1 by episode;
     of equal ones the middle. When none meets the limit, the one with the fewest false successes.
     """
     successes = [int(label.argmax()) if label.any() else None for label in labels]
-    grid = np.arange(1, 20) / 20
-    scores = [episode_scores(probabilities, successes, float(t), k, n) for t in grid]
+    scores = [episode_scores(probabilities, successes, float(t), k, n) for t in thresholds]
     fewest = max(min(s[3] for s in scores), false_success_limit)
     best = max(s[2] for s in scores if s[3] <= fewest)
     equal = [i for i, s in enumerate(scores) if s[3] <= fewest and s[2] == best]
     chosen = equal[len(equal) // 2]
     curve, error = reliability_curve(np.concatenate(probabilities), np.concatenate(labels))
-    return Calibration(float(grid[chosen]), error, curve, *scores[chosen])
+    return Calibration(float(thresholds[chosen]), error, curve, *scores[chosen])
 
 
 def choose_rule(

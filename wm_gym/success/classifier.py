@@ -32,6 +32,11 @@ class SuccessConfig:
     """Hits needed among the last `hold_n` windows for the step to count as a success."""
     hold_n: int = 3
 
+    @property
+    def latent_size(self) -> int:
+        """Numbers in a latent: the grid, then the vector."""
+        return self.channels * self.side**2 + self.vector
+
 
 class SuccessClassifier(nn.Module, Pretrained):
     """Probability that the task is done at the end of a window of 8 frames.

@@ -55,7 +55,7 @@ def train_classifier(
     Every episode is there twice: as recorded, and imagined from its first picture under its
     actions, so that the classifier knows how the model draws a grasp that fails. Returns the
     classifier with the rule that `choose_rule` finds on imagined replays of the episodes held out,
-    what they say about it as recorded, and what as imagined.
+    what they say of that rule as recorded, and what as imagined.
     """
     if not any(e.succeeded for e in episodes):
         raise ValueError(
@@ -98,7 +98,8 @@ def train_classifier(
     hold, found = choose_rule(watched, truth, config.false_success_limit)
     classifier.config = replace(shape, threshold=found.threshold, hold_k=hold, hold_n=hold)
     watched, truth = [watch(classifier, seen[i]) for i in judged], [labels[i] for i in judged]
-    return classifier, calibrate(watched, truth, hold, hold, config.false_success_limit), found
+    recorded = calibrate(watched, truth, hold, hold, thresholds=[found.threshold])
+    return classifier, recorded, found
 
 
 @torch.inference_mode()

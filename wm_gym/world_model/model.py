@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wm_gym.hub import Pretrained
@@ -42,17 +43,19 @@ class WorldModel(nn.Module, Pretrained):
         """Shape of one row's noise for a block of k steps: (k, g)."""
         return (k, self.config.vector)
 
-    def encode(self, frames: Tensor) -> Tensor:
+    def encode(self, frames: Tensor, last: int | None = None) -> Tensor:
         """Turn pictures, uint8 (n, t, H, W, 3), into the latents of each, float32 (n, t, f).
 
         The latent of a picture knows the first one and the `memory` - 1 before it, too; where these
-        are fewer, the first stands for the others: a scene at rest.
+        are fewer, the first stands for the others: a scene at rest. `last`: of at most so many
+        pictures at the end alone.
         """
         t = frames.shape[1]
-        before = torch.arange(1 - self.config.memory, 1) + torch.arange(t)[:, None]  # (t, m)
-        shown = torch.cat([torch.zeros(t, 1, dtype=torch.long), before.clamp(min=0)], dim=1)
-        seen = pixels(frames.to(self.device))[:, shown].flatten(0, 1)  # (n * t, 1 + m, 3, H, W)
-        return flatten(self.encoder(seen)).unflatten(0, (-1, t))
+        wanted = torch.arange(t)[-last if last else 0 :]
+        before = wanted[:, None] + torch.arange(1 - self.config.memory, 1)  # (t, m)
+        shown = F.pad(before.clamp(min=0), (1, 0))  # the first picture, then these
+        seen = pixels(frames[:, shown].to(self.device)).flatten(0, 1)  # (n * t, 1 + m, 3, H, W)
+        return flatten(self.encoder(seen)).unflatten(0, (-1, len(wanted)))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Draw latents (n, t, f) as pictures, uint8 (n, t, H, W, 3)."""
@@ -62,9 +65,7 @@ class WorldModel(nn.Module, Pretrained):
 
     def begin(self, frames: Tensor) -> Memory:
         """Remember pictures, uint8 (n, t, H, W, 3), t >= 1: the first, and the last `memory`."""
-        m, t = self.config.memory, frames.shape[1]
-        shown = [0, *(max(0, i) for i in range(t - m, t))]
-        return Memory(flatten(self.encoder(pixels(frames[:, shown].to(self.device)))))
+        return Memory(self.encode(frames, last=1)[:, 0])
 
     def imagine(self, memory: Memory, actions: Tensor, noise: Tensor) -> tuple[Memory, Tensor]:
         """Imagine the k frames that follow `memory` under actions (n, k, 7), 1 <= k <= max_chunk.

@@ -61,7 +61,8 @@ class WorldModelTrainingConfig:
 
     def length(self, step: int) -> int:
         """Control steps of the clips at a training step."""
-        return next(t for share, t in self.lengths if step < share * self.steps)
+        stages = (t for share, t in self.lengths if step < share * self.steps)
+        return next(stages, self.lengths[-1][1])
 
 
 def train_world_model(
