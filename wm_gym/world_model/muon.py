@@ -43,7 +43,9 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is None:
                     continue
                 state = self.state[p]
-                mean = state.setdefault("mean", torch.zeros_like(p))
+                if "mean" not in state:
+                    state["mean"] = torch.zeros_like(p)
+                mean = state["mean"]
                 mean.lerp_(p.grad, 1 - group["momentum"])
                 update = p.grad.lerp(mean, group["momentum"]).flatten(1)
                 size = 0.2 * max(update.shape) ** 0.5
