@@ -138,7 +138,7 @@ def publish(runs: Sequence[Path], path: Path) -> str:
                 "demonstrations": done["demonstrations"]["demonstrations"],
                 "play": done["demonstrations"]["play"],
                 "rollouts": done["rollouts"]["rollouts"],
-                "validation": done["clone"]["validation"]["n"],
+                "validation": done["clone"]["validation_episodes"],
             }
             seconds = {
                 name: done[name]["seconds"]

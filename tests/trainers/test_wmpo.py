@@ -41,7 +41,7 @@ def finished_run(folder, seed, base, improved):
     reports = {
         "demonstrations": {"demonstrations": 3, "play": 4},
         "rollouts": {"rollouts": 5},
-        "clone": {"validation": {"n": 6}},
+        "clone": {"validation_episodes": 6},
         "test": {},
         "test_real_policy_base": {"success": base},
         "test_imagined_policy_base": {"success": base},
