@@ -46,9 +46,9 @@ class WMPOConfig:
     task: str = "Lift"
     budget: int = 128
     """Real episodes of the base policy (the paper's P: 128 or 1280)."""
-    demonstrations: int = 16
+    demonstrations: int = 10
     """Real episodes of the scripted expert that the base policy clones."""
-    play: int = 284
+    play: int = 290
     """Real episodes of an expert that errs on purpose, for world model and classifier."""
     seed: int = 0
     """Of the replicate: which starts are demonstrated, every initial weight, every draw."""
