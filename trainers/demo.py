@@ -15,8 +15,8 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-import wm_gym  # noqa: F401  registers the environments
 from policies.token import TokenVLA
+from trainers.rollout import make_env
 from wm_gym.checks import check_count
 from wm_gym.evaluation.video import border, check_video_path, hold, tile, write_video
 from wm_gym.starts import load_starts
@@ -66,16 +66,8 @@ def demo(config: DemoConfig) -> None:
 def _play(config: DemoConfig) -> tuple[np.ndarray, np.ndarray]:
     """Play a policy: pictures uint8 (n, T, H, W, 3), and where the task was done, bool (n, T)."""
     chunk, act = _policy(config)
-    env = gym.make_vec(
-        f"wm_gym/{get_task(config.task).name}-v0",
-        num_envs=config.num_envs,
-        backend=config.backend,
-        chunk=chunk,
-        split=SPLIT,
-        horizon=config.steps,
-        autoreset_mode="disabled",
-        return_frames=True,
-    )
+    options = {"chunk": chunk, "split": SPLIT, "horizon": config.steps, "return_frames": True}
+    env = make_env(config.task, config.backend, config.num_envs, **options)
     with closing(env):
         starts = _starts(config, len(env.unwrapped.pool))
         obs, info = env.reset(seed=config.seed, options={"start": starts})

@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 
-import wm_gym  # noqa: F401  registers the environments
 from policies.token import TokenVLA
 from trainers import grpo
-from trainers.rollout import autocast, evaluate
+from trainers.rollout import autocast, evaluate, make_env
 from wm_gym.evaluation.paired import provenance, result, run_row, table, write_result
 from wm_gym.evaluation.video import hold, side_by_side, tile, write_video
 from wm_gym.runs import Run
@@ -130,16 +128,5 @@ def _film(config: QuickstartConfig, policy: TokenVLA, path: Path, count: int = 4
 
 
 def _env(config: QuickstartConfig, world: str, n: int, split: str, **options: Any) -> Any:
-    if world == "imagined":
-        options |= {"dtype": "bfloat16"}
-    else:
-        options |= {"workers": config.workers}
-    return gym.make_vec(
-        f"wm_gym/{get_task(config.task).name}-v0",
-        num_envs=n,
-        backend=world,
-        chunk=8,
-        split=split,
-        autoreset_mode="disabled",
-        **options,
-    )
+    options |= {"dtype": "bfloat16"} if world == "imagined" else {"workers": config.workers}
+    return make_env(config.task, world, n, split=split, **options)

@@ -1,6 +1,6 @@
 """Playing episodes with a policy in any Gymnasium vector environment, for training and for scores.
 
-Nothing here asks which world it is. Rows of our environments freeze when their episode ends
+Only `make_env` asks which world it is. Rows of our environments freeze when their episode ends
 (DISABLED autoreset); whatever another environment does with a finished row is ignored.
 """
 
@@ -18,7 +18,9 @@ import torch
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
+import wm_gym  # noqa: F401  registers the environments
 from policies.base import Policy
+from wm_gym.tasks import get_task
 
 FOREIGN_STARTS = 2**20  # starts of an environment without a pool are seeds: take them from these
 
@@ -79,6 +81,13 @@ class Evaluation(NamedTuple):
 
     success: np.ndarray  # (s,) bool
     length: np.ndarray  # (s,) int64, control steps
+
+
+def make_env(task: str, backend: str, num_envs: int, **options: Any) -> gym.vector.VectorEnv:
+    """Make rows of either world as trainers want them: finished rows wait for their group."""
+    name = f"wm_gym/{get_task(task).name}-v0"
+    options = {"chunk": 8, "autoreset_mode": "disabled"} | options
+    return gym.make_vec(name, num_envs=num_envs, backend=backend, **options)
 
 
 def count_starts(env: gym.vector.VectorEnv) -> int:

@@ -14,14 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 
-import wm_gym  # noqa: F401  registers the environments
 from policies.token import TokenVLA, TokenVLAConfig
 from trainers import bc, grpo
-from trainers.rollout import autocast, evaluate
+from trainers.rollout import autocast, evaluate, make_env
 from wm_gym.data.collection import TAIL, draw_starts, record_expert, record_policy
 from wm_gym.data.episodes import Episode, load
 from wm_gym.evaluation.statistics import rate, wilson
@@ -243,26 +241,16 @@ def simulations(config: WMPOConfig) -> SimulationPool:
 
 
 def real_env(config: WMPOConfig, run: Run, split: str, n: int, **options: Any) -> Any:
-    """Make n rows of the real world on the run's starts, as trainers want them."""
-    return _env(config, run, split, n, backend="real", workers=config.workers, **options)
+    """Make n rows of the real world on the run's starts."""
+    options |= {"workers": config.workers, "starts": str(run.folder), "split": split}
+    return make_env(config.task, "real", n, **options)
 
 
 def imagined_env(config: WMPOConfig, run: Run, split: str, n: int) -> Any:
     """Make n rows of the imagined world of this run."""
-    models = {name: str(run.folder / name) for name in ("world_model", "success")}
-    return _env(config, run, split, n, dtype="bfloat16", output="torch", **models)
-
-
-def _env(config: WMPOConfig, run: Run, split: str, n: int, **options: Any) -> Any:
-    return gym.make_vec(
-        f"wm_gym/{config.task}-v0",
-        num_envs=n,
-        chunk=8,
-        split=split,
-        autoreset_mode="disabled",
-        starts=str(run.folder),
-        **options,
-    )
+    options = {name: str(run.folder / name) for name in ("world_model", "success")}
+    options |= {"dtype": "bfloat16", "output": "torch", "starts": str(run.folder), "split": split}
+    return make_env(config.task, "imagined", n, **options)
 
 
 def keep(policy: TokenVLA, folder: Path) -> TokenVLA:
