@@ -51,6 +51,11 @@ class ScriptedEnv(WorldVectorEnv):
         self.calls.append(rows.tolist())
         assert np.abs(actions).max() <= 1
         clock = self.elapsed[rows][:, None] + np.arange(1, self.chunk + 1)  # (m, K)
+        self.playbacks = [None] * self.num_envs  # as RealVectorEnv's
+        for row in rows:
+            track = self.elapsed[row] + np.arange(self.chunk + 1.0)[:, None]
+            low_dim = {"clock": track.astype(np.float32)}
+            self.playbacks[row] = SimpleNamespace(states=track, low_dim=low_dim)
         success = clock == self.wins[rows][:, None]
         played = steps
         if not self.ignore_terminations:

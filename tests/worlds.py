@@ -34,7 +34,7 @@ class Ladder:
 
     def play(self, state, actions, stop_on_success, every_frame):
         """Answer as Worker.play does."""
-        levels, success = [], []
+        before, levels, success = state[0] + 100, [], []
         for action in actions:
             state = state + round(float(action[0]))
             levels.append(state[0] + 100)
@@ -43,7 +43,8 @@ class Ladder:
                 break
         shown = np.array(levels if every_frame else levels[-1:], np.uint8)
         frames = np.broadcast_to(shown[:, None, None, None], (len(shown), SIZE, SIZE, 3))
-        return Playback(state, frames, np.array(success), np.array(levels)[:, None])
+        track = np.array([before, *levels])[:, None]
+        return Playback(state, frames, np.array(success), track, {"level": track.astype("f4")})
 
     def close(self):
         """Remember it."""

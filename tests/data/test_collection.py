@@ -44,6 +44,7 @@ class FakePool:
             np.full((steps, 7), seed, np.float32),
             np.arange(steps) == state[0],
             fill[:, None].astype(np.float64),
+            {"fill": fill[:, None].astype(np.float32)},
         )
 
 
@@ -173,7 +174,9 @@ def test_a_policys_frames_and_actions_belong_together(tmp_path):
     short = rollouts(tmp_path / "a.hdf5", scripted([NEVER]), [3])[0]
     assert short.frames[:, 0, 0, 2].tolist() == [0, 1, 2, 3, 4, 5]
     assert short.actions[:, 6] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
-    assert (short.source, short.start, short.seed, short.states) == ("rollouts", 3, 1, None)
+    assert (short.source, short.start, short.seed) == ("rollouts", 3, 1)
+    assert short.states[:, 0].tolist() == short.low_dim["clock"][:, 0].tolist()
+    assert short.states[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_actions_are_recorded_as_they_were_played(tmp_path):
@@ -254,8 +257,9 @@ def test_the_experts_frames_are_those_that_its_actions_lead_to(tmp_path, simulat
     request = (starts.states[6], episode.actions, False, True)
     (played,) = simulations.map("play", [request])
     assert np.array_equal(episode.frames[1:], played.frames)
-    assert np.array_equal(episode.states[1:], played.states)
+    assert np.array_equal(episode.states, played.states)
     assert np.array_equal(episode.states[0], starts.states[6][:32])
+    assert np.array_equal(episode.low_dim["object"][:, :3], episode.states[:, 10:13].astype("f4"))
 
 
 @pytest.mark.sim

@@ -52,6 +52,30 @@ def test_episode_comes_back_as_it_went(recorded, make_episode):
     assert not second.succeeded and second.first_success is None
 
 
+def test_low_dim_observations_come_back_as_they_went(tmp_path, make_episode):
+    hand = np.arange(9, dtype=np.float32).reshape(3, 3)
+    with EpisodeWriter(tmp_path / "a.hdf5", {}) as writer:
+        writer.append(make_episode(0, t=2, low_dim={"robot0_eef_pos": hand}))
+    (episode,) = load(tmp_path / "a.hdf5")
+    assert list(episode.low_dim) == ["robot0_eef_pos"]
+    assert np.array_equal(episode.low_dim["robot0_eef_pos"], hand)
+    with h5py.File(tmp_path / "a.hdf5") as file:
+        assert file["data/demo_0/obs/robot0_eef_pos"].shape == (2, 3)
+
+
+def test_foreign_low_dim_observations_become_float32(tmp_path):
+    path = foreign(tmp_path / "a.hdf5", **{"obs/object": np.eye(3), "obs/count": np.arange(3)})
+    (episode,) = load(path)  # no picture after the last action: two transitions
+    assert list(episode.low_dim) == ["object"]
+    assert episode.low_dim["object"].dtype == np.float32
+    assert episode.low_dim["object"].tolist() == np.eye(3).tolist()
+
+
+def test_low_dim_observations_of_another_length_are_refused(make_episode):
+    with pytest.raises(ValueError, match=r"low_dim\['object'\] must be float32 \(3, 1\).*\(2, 1\)"):
+        make_episode(0, t=2, low_dim={"object": np.zeros((2, 1), np.float32)})
+
+
 def test_layout_is_what_robomimic_reads(recorded):
     with h5py.File(recorded) as file:
         demo = file["data/demo_0"]

@@ -34,6 +34,9 @@ class Counter:
     def success(self):
         return self.state[0] in self.wins
 
+    def low_dim(self):
+        return {"hidden": self.state[1:].astype(np.float32)}
+
     def render(self):
         self.pictures += 1
         return np.full((2, 2, 3), self.state[0], np.uint8)
@@ -92,14 +95,15 @@ def test_play_goes_on_from_the_given_state(worker):
     assert played.state.tolist() == [3, 8.5]
     assert level(played.frames) == [1, 2, 3]
     assert played.success.tolist() == [False, True, False]
-    assert played.states.tolist() == [[1], [2], [3]]
+    assert played.states.tolist() == [[0], [1], [2], [3]]
+    assert played.low_dim["hidden"].tolist() == [[7], [7.5], [8], [8.5]]
     assert START.tolist() == [0, 7]
 
 
 def test_play_ends_with_the_first_success_when_told_to(worker):
     played = worker(2, 3).play(START, actions(5), stop_on_success=True, every_frame=True)
     assert played.state[0] == 2 and played.success.tolist() == [False, True]
-    assert level(played.frames) == [1, 2] and len(played.states) == 2
+    assert level(played.frames) == [1, 2] and len(played.states) == 3
 
 
 def test_play_draws_one_picture_unless_all_are_asked_for(worker):
@@ -112,6 +116,7 @@ def test_a_demonstration_without_success_has_the_given_length(worker):
     recording = worker().demonstrate(START, CONFIG, seed=0, steps=3, tail=2)
     assert level(recording.frames) == [0, 1, 2, 3]
     assert recording.states.tolist() == [[0], [1], [2], [3]]
+    assert recording.low_dim["hidden"].shape == (4, 1)
     assert recording.success.tolist() == [False] * 3
     assert recording.actions.shape == (3, 7) and recording.actions.dtype == np.float32
 

@@ -56,9 +56,8 @@ def record_expert(
                 ]
                 recordings = pool.map("demonstrate", requests)
                 for (_, start), r in zip(batch, recordings, strict=True):
-                    writer.append(
-                        Episode(r.frames, r.actions, r.success, r.states, source, int(start), seed)
-                    )
+                    facts = {"source": source, "start": int(start), "seed": seed}
+                    writer.append(Episode(**r._asdict(), **facts))
                 bar.update(len(batch))
 
 
@@ -133,26 +132,35 @@ def _play_wave(
     n = len(starts)
     padded = np.resize(starts, env.num_envs)
     obs, _ = env.reset(seed=seed, options={"start": padded})
-    frames, actions, success = [obs["image"][:, None]], [], []
+    frames, actions, success, notes = [obs["image"][:, None]], [], [], []
     while sum(a.shape[1] for a in actions) < env.unwrapped.horizon:
         action = np.asarray(act(obs, env.unwrapped.instructions))
         obs, _, _, _, info = env.step(action)
         frames.append(info["frames"])
         actions.append(action)
         success.append(info["frames_success"])
+        notes.append(env.unwrapped.playbacks)
     pictures, played, done = (np.concatenate(x, axis=1) for x in (frames, actions, success))
     for row in range(n):
         first = int(done[row].argmax()) if done[row].any() else None
         end = horizon if first is None or first >= horizon else first + 1 + TAIL
+        said = [playbacks[row] for playbacks in notes]
+        keys = said[0].low_dim
         yield Episode(
             pictures[row, : end + 1].copy(),
             np.clip(played[row, :end], -1, 1).astype(np.float32),
             done[row, :end].copy(),
-            None,
+            _joined([p.states for p in said])[: end + 1],
             source,
             int(starts[row]),
             seed,
+            low_dim={k: _joined([p.low_dim[k] for p in said])[: end + 1] for k in keys},
         )
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Join what was noted of steps in a row; each part begins where the one before it ended."""
+    return np.concatenate([parts[0][:1], *(part[1:] for part in parts)])
 
 
 def _batches(items: Sequence, pool: SimulationPool) -> Iterator[Sequence]:

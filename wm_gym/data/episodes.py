@@ -2,8 +2,8 @@
 
 data/               attributes: total, env_args (JSON)
   demo_<i>/         attributes: num_samples, model_file, wm_success, wm_source, wm_start, wm_seed
-    actions, rewards, dones, states, obs/agentview_image    one row a control step
-    wm_final/{agentview_image, states}                      the one row after the last action
+    actions, rewards, dones, states, obs/{agentview_image, robot0_eef_pos, ...}    a row a step
+    wm_final/{agentview_image, states, robot0_eef_pos, ...}          the row after the last action
 mask/<source>, mask/success                                 filter keys: names of demos
 """
 
@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class Episode:
     seed: int = -1
     model_file: str | None = None
     """The simulator's model (MJCF XML), for exact replay."""
+    low_dim: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Observations that are no pictures, by robomimic's keys, (t + 1, d) float32 each."""
 
     def __post_init__(self) -> None:
         """Check dtypes and lengths."""
@@ -53,6 +55,8 @@ class Episode:
         }
         if self.states is not None:
             wanted["states"] = (self.states, np.float64, (t + 1, *self.states.shape[1:2]))
+        for key, rows in self.low_dim.items():
+            wanted[f"low_dim[{key!r}]"] = (rows, np.float32, (t + 1, *rows.shape[1:2]))
         for name, (array, dtype, shape) in wanted.items():
             if array.dtype != dtype or array.shape != shape:
                 raise ValueError(
@@ -176,13 +180,13 @@ class EpisodeFile:
     def episode(self, i: int) -> Episode:
         """Episode i in full."""
         demo, t = self._demo(i), self.lengths[i]
-        states = None
+        low_dim = {}
         with self._reading():
-            if "states" in demo:
-                states = demo["states"][: t + 1].astype(np.float64)
-                if len(states) == t:
-                    final = self._final(demo, "states")
-                    states = None if final is None else np.concatenate([states, final])
+            states = self._rows(demo, "states", demo.get("states"), t, np.float64)
+            for key, column in demo["obs"].items():
+                if column.ndim == 2 and column.dtype.kind == "f":
+                    rows = self._rows(demo, key, column, t, np.float32)
+                    low_dim |= {} if rows is None else {key: rows}
         return Episode(
             frames=self.frames(i, 0, t + 1),
             actions=self.actions(i),
@@ -192,6 +196,7 @@ class EpisodeFile:
             start=int(demo.attrs.get("wm_start", -1)),
             seed=int(demo.attrs.get("wm_seed", -1)),
             model_file=demo.attrs.get("model_file"),
+            low_dim=low_dim,
         )
 
     def episodes(self) -> Iterator[Episode]:
@@ -250,6 +255,18 @@ class EpisodeFile:
         if t < 1:
             raise ValueError("holds no transition")
         return t
+
+    def _rows(
+        self, demo: h5py.Group, key: str, column: h5py.Dataset | None, t: int, dtype: type
+    ) -> np.ndarray | None:
+        """The t + 1 rows of a column, or None where the one after the last action is not there."""
+        if column is None:
+            return None
+        rows = column[: t + 1].astype(dtype)
+        if len(rows) == t:
+            final = self._final(demo, key)
+            return None if final is None else np.concatenate([rows, final.astype(dtype)])
+        return rows
 
     def _final(self, demo: h5py.Group, key: str) -> np.ndarray | None:
         """The row after the last action, (1, ...), ours or robomimic's next_obs."""

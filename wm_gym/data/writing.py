@@ -121,6 +121,8 @@ def _write(demo: h5py.Group, episode: Episode) -> None:
     demo["dones"] = dones
     if episode.states is not None:
         demo["states"], demo["wm_final/states"] = episode.states[:t], episode.states[t:]
+    for key, rows in episode.low_dim.items():
+        demo[f"obs/{key}"], demo[f"wm_final/{key}"] = rows[:t], rows[t:]
     if episode.model_file is not None:
         demo.attrs["model_file"] = episode.model_file
     demo.attrs["wm_success"] = episode.succeeded

@@ -63,6 +63,17 @@ class Simulation:
         """Say whether robosuite's own success predicate holds now."""
         return bool(self.env._check_success())
 
+    def low_dim(self) -> dict[str, np.ndarray]:
+        """Return what the robot measures of itself and where the object is, float32 (d,) each.
+
+        Keys, units and order are those of robomimic's observations: `robot0_eef_pos` (3 metres),
+        `robot0_joint_vel`, ..., and `object`, which begins with the object's position.
+        """
+        found = self.env._get_observations(force_update=True)
+        wanted = {k: v for k, v in found.items() if k.startswith("robot0_") and "state" not in k}
+        wanted["object"] = found["object-state"]
+        return {key: np.asarray(value, np.float32) for key, value in wanted.items()}
+
     def render(self) -> np.ndarray:
         """Return a fresh picture (H, W, 3) uint8, upright."""
         size = self.task.image_size

@@ -10,6 +10,7 @@ import numpy as np
 from wm_gym.checks import check_count
 from wm_gym.contract import Played, WorldVectorEnv
 from wm_gym.real.pool import CALL_TIMEOUT, SimulationPool
+from wm_gym.real.worker import Playback
 
 
 class RealVectorEnv(WorldVectorEnv):
@@ -44,6 +45,8 @@ class RealVectorEnv(WorldVectorEnv):
             raise ValueError(f"timeout must be a positive number of seconds, got {timeout!r}.")
         self._simulations = SimulationPool(self.task, workers, full_meshes, timeout)
         self._states = np.zeros((num_envs, self.pool.states.shape[1]))
+        self.playbacks: list[Playback | None] = [None] * num_envs
+        """What the simulators said of every row's last step; None of rows that did not play."""
 
     def _begin(self, rows: np.ndarray, starts: np.ndarray) -> np.ndarray:
         self._states[rows] = self.pool.states[starts]
@@ -57,6 +60,8 @@ class RealVectorEnv(WorldVectorEnv):
         ]
         results = self._simulations.map("play", requests, [f"row {row}" for row in rows])
         self._states[rows] = [result.state for result in results]
+        played = dict(zip(rows.tolist(), results, strict=True))
+        self.playbacks = [played.get(row) for row in range(self.num_envs)]
         m, k = actions.shape[:2]
         success = np.zeros((m, k), bool)
         for i, result in enumerate(results):

@@ -29,7 +29,8 @@ class Playback(NamedTuple):
     state: np.ndarray  # (d,) float64, after the last action played
     frames: np.ndarray  # (played, H, W, 3) uint8, or only the last one: (1, H, W, 3)
     success: np.ndarray  # (played,) bool
-    states: np.ndarray  # (played, p) float64: time, qpos, qvel after each action
+    states: np.ndarray  # (played + 1, p) float64: time, qpos, qvel, before and after each action
+    low_dim: dict[str, np.ndarray]  # (played + 1, d) float32 each, see Simulation.low_dim
 
 
 class Recording(NamedTuple):
@@ -39,6 +40,33 @@ class Recording(NamedTuple):
     actions: np.ndarray  # (t, 7) float32
     success: np.ndarray  # (t,) bool
     states: np.ndarray  # (t + 1, p) float64
+    low_dim: dict[str, np.ndarray]  # (t + 1, d) float32 each
+
+
+class Track:
+    """What is noted of a simulation at every step, pictures apart."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        """Note where it is now."""
+        self.simulation = simulation
+        self._states: list[np.ndarray] = []
+        self._low_dim: list[dict[str, np.ndarray]] = []
+        self.note()
+
+    def note(self) -> None:
+        """Note where it is now."""
+        self._states.append(self.simulation.get_state()[: self.simulation.physics_size])
+        self._low_dim.append(self.simulation.low_dim())
+
+    @property
+    def states(self) -> np.ndarray:
+        """Time, qpos and qvel, float64 (steps, p)."""
+        return np.stack(self._states)
+
+    @property
+    def low_dim(self) -> dict[str, np.ndarray]:
+        """Observations by key, float32 (steps, d) each."""
+        return {key: np.stack([row[key] for row in self._low_dim]) for key in self._low_dim[0]}
 
 
 class Worker:
@@ -58,11 +86,11 @@ class Worker:
         """Play `actions` (k, 7) from `state`, at most until the first success."""
         simulation = self.simulation
         simulation.set_state(state)
-        frames, success, states = [], [], []
+        frames, success, track = [], [], Track(simulation)
         for action in actions:
             simulation.step(action)
             success.append(simulation.success())
-            states.append(simulation.get_state()[: simulation.physics_size])
+            track.note()
             if every_frame:
                 frames.append(simulation.render())
             if stop_on_success and success[-1]:
@@ -70,7 +98,7 @@ class Worker:
         if not every_frame:
             frames.append(simulation.render())
         return Playback(
-            simulation.get_state(), np.stack(frames), np.array(success), np.stack(states)
+            simulation.get_state(), np.stack(frames), np.array(success), track.states, track.low_dim
         )
 
     def demonstrate(
@@ -83,7 +111,7 @@ class Worker:
         simulation = self.simulation
         simulation.set_state(state)
         player = EXPERTS[simulation.task.name](simulation.env, expert, np.random.default_rng(seed))
-        frames, states = [simulation.render()], [state[: simulation.physics_size]]
+        frames, track = [simulation.render()], Track(simulation)
         actions, success = [], []
         end = expert.length or steps
         while len(actions) < end:
@@ -91,10 +119,12 @@ class Worker:
             simulation.step(actions[-1])
             success.append(simulation.success())
             frames.append(simulation.render())
-            states.append(simulation.get_state()[: simulation.physics_size])
+            track.note()
             if expert.length is None and success[-1] and not any(success[:-1]):
                 end = len(actions) + tail
-        return Recording(np.stack(frames), np.stack(actions), np.array(success), np.stack(states))
+        return Recording(
+            np.stack(frames), np.stack(actions), np.array(success), track.states, track.low_dim
+        )
 
 
 def main() -> None:
