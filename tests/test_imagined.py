@@ -343,9 +343,9 @@ def random_models(noise: float) -> dict:
     """Real networks with random weights; nothing is ever a success."""
     generator = torch.Generator().manual_seed(0)
     shape = {"outer": 8, "width": 8, "vector": 16, "draw": (8, 8), "embed": 16}
-    model = WorldModel(WorldModelConfig(image_size=16, noise=noise, **shape))
+    model = WorldModel(WorldModelConfig(16, body=("x",), body_size=3, noise=noise, **shape))
     success = SuccessClassifier(
-        SuccessConfig(channels=8, side=2, vector=16, width=16, features=5, threshold=2.0)
+        SuccessConfig(channels=8, side=2, vector=19, width=16, features=5, threshold=2.0)
     )
     for weights in (*model.parameters(), *success.parameters()):
         torch.nn.init.normal_(weights, std=0.2, generator=generator)
@@ -367,7 +367,7 @@ def test_a_real_model_is_played_and_watched_as_it_would_be_by_hand():
     for step, block in enumerate(actions.swapaxes(0, 1)):
         info = env.step(block)[-1]
         keys = env.seeds, np.zeros(2, np.int64), np.full(2, 4 * step)
-        noise = row_noise(*keys, (4, 16))
+        noise = row_noise(*keys, (4, 3))
         memory, latents = model.imagine(memory, torch.from_numpy(block), noise)
         past.append(latents)
         expected = model.decode(latents).numpy().astype(int)

@@ -4,6 +4,8 @@ wm-gym quickstart                          improve the bundled policy, test it i
 wm-gym wmpo --task Lift --budget 128       the whole method, from nothing
 wm-gym <stage> --out runs/lift             one stage of it
 wm-gym publish runs/lift ...               pool finished runs into a results file
+wm-gym fidelity --episodes ...             replay held-out episodes in a world model
+wm-gym presets                             what world models of every size cost
 wm-gym demo --backend imagined             film n environments side by side
 """
 
@@ -20,6 +22,7 @@ import tyro
 
 from trainers import compare, wmpo
 from trainers.demo import DemoConfig, demo
+from trainers.fidelity import FidelityConfig, fidelity
 from trainers.quickstart import QuickstartConfig, quickstart
 from trainers.wmpo import WMPOConfig
 
@@ -60,6 +63,13 @@ def run_publish(config: PublishConfig) -> None:
     print(compare.publish(config.runs, config.path))
 
 
+def run_presets() -> None:
+    """Print what the world model of every preset costs: weights, FLOP, memory."""
+    from wm_gym.world_model.sizes import table
+
+    print(table())
+
+
 def main() -> None:
     """Run the command line; errors that a user can mend are printed without a traceback."""
     set_threads()
@@ -67,6 +77,8 @@ def main() -> None:
     commands["wmpo"] = _plain(run_wmpo, WMPOConfig)
     commands |= {name: _plain(run_stage(name), WMPOConfig) for name in STAGES}
     commands["publish"] = _plain(run_publish, PublishConfig)
+    commands["fidelity"] = _plain(fidelity, FidelityConfig)
+    commands["presets"] = run_presets
     commands["demo"] = _plain(demo, DemoConfig)
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="wm-gym")

@@ -166,7 +166,7 @@ def success(config: WMPOConfig, run: Run) -> dict[str, Any]:
     model = WorldModel.from_pretrained(run.folder / "world_model", device=device())
     everything = episodes(run, "demonstrations", "play", "rollouts")
     c = model.config
-    shape = SuccessConfig(channels=c.width, side=c.side, vector=c.vector)
+    shape = SuccessConfig(channels=c.width, side=c.side, vector=c.vector + c.body_size)
     classifier, real, imagined = train_classifier(model, everything, shape, config.success)
     classifier.save_pretrained(run.folder / "success", dtype=torch.float16)
     print(

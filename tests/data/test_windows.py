@@ -16,8 +16,27 @@ def pixels(frames: torch.Tensor) -> list:
 
 @pytest.fixture
 def two(make_episode):
-    """Frames 0..3 with 3 actions (0, .1, .2), and frames 10..12 with 2 actions (1, 1.1)."""
-    return [make_episode(0, t=3, source="play"), make_episode(1, t=2, success=(1,))]
+    """Frames 0..3 with 3 actions (0, .1, .2), and frames 10..12 with 2 actions (1, 1.1).
+
+    What is measured at frame i of each: hand (i, -i) and grip 5 + i, and 10 more in the second.
+    """
+    return [
+        make_episode(0, t=3, source="play", low_dim=measured(3, 0)),
+        make_episode(1, t=2, success=(1,), low_dim=measured(2, 10)),
+    ]
+
+
+def measured(t: int, more: int) -> dict[str, np.ndarray]:
+    i = np.arange(t + 1, dtype=np.float32)[:, None]
+    return {"grip": more + 5 + i, "hand": more + np.concatenate([i, -i], 1)}
+
+
+@pytest.fixture
+def files(two, tmp_path):
+    with EpisodeWriter(tmp_path / "a.hdf5", {}) as writer:
+        for episode in two:
+            writer.append(episode)
+    return tmp_path / "a.hdf5"
 
 
 def test_every_step_of_every_episode_is_a_window(two):
@@ -52,17 +71,61 @@ def test_shapes_and_dtypes(two):
         "future": ((2, 8, 4, 4, 3), torch.uint8),
         "actions": ((2, 8, 7), torch.float32),
         "valid": ((2, 8), torch.bool),
+        "body": ((2, 9, 0), torch.float32),
     }
 
 
-def test_reading_from_disk_gives_the_same_batches(two, tmp_path):
-    with EpisodeWriter(tmp_path / "a.hdf5", {}) as writer:
-        for episode in two:
-            writer.append(episode)
-    held, read = (Windows(tmp_path / "a.hdf5", in_memory=m) for m in (True, False))
+def test_reading_from_disk_gives_the_same_batches(files):
+    held, read = (Windows(files, body=("hand",), in_memory=m) for m in (True, False))
     every = torch.arange(5)
     a, b = held.batch(every), read.batch(every)
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_body_is_what_is_measured_at_a_step_and_after_it(two, in_memory):
+    """Of the last window, the last row is repeated."""
+    windows = Windows(two, block=2, body=("grip",), in_memory=in_memory)
+    body = windows.batch([1, 4])["body"]
+    assert body.tolist() == [[[6], [7], [8]], [[16], [17], [17]]] and body.dtype == torch.float32
+
+
+def test_a_body_is_gathered_from_files(files):
+    body = Windows(files, block=2, body=("grip",), in_memory=False).batch([1, 4])["body"]
+    assert body.tolist() == [[[6], [7], [8]], [[16], [17], [17]]]
+
+
+@pytest.mark.parametrize(
+    ("keys", "row"), [(("grip", "hand"), [16, 11, 9]), (("hand", "grip"), [11, 9, 16])]
+)
+def test_a_body_holds_its_keys_side_by_side_in_their_order(two, keys, row):
+    assert Windows(two, body=keys).batch([4])["body"][0, 0].tolist() == row
+
+
+def test_the_body_lasts_as_long_as_the_window(two):
+    windows = Windows(two, block=1, body=("grip",))
+    assert windows.lasting(3).batch([0])["body"].flatten().tolist() == [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_batches_come_on_the_device_asked_for(two, in_memory):
+    batch = Windows(two, body=("grip",), in_memory=in_memory).to("meta").batch([0, 4])
+    assert {part.device.type for part in batch.values()} == {"meta"}
+
+
+def test_a_body_that_an_episode_does_not_hold_is_refused(two, make_episode):
+    known = r"An episode of 'play' holds no feet, eyes; it has \['grip', 'hand'\]"
+    with pytest.raises(ValueError, match=known):
+        Windows(two, body=("grip", "feet", "eyes"))
+    with pytest.raises(ValueError, match="An episode of 'blind' holds no grip.*pictures alone"):
+        Windows([*two, make_episode(2, source="blind")], body=("grip",))
+
+
+def test_a_body_that_a_file_does_not_hold_is_refused(files, make_episode):
+    with EpisodeWriter(files, {}) as writer:
+        writer.append(make_episode(2, t=2))
+    with pytest.raises(ValueError, match=r"a\.hdf5: demo_2 holds no grip.*pictures alone"):
+        Windows(files, body=("grip",))
 
 
 def test_weights_draw_a_source_more_often(two):
@@ -113,6 +176,13 @@ def test_holdout_takes_the_rounded_share_of_each_source():
         "b",
     ]  # round(2.0), round(0.8), never the only one
     assert held == holdout_episodes(sources, 0.2, seed=0)
+
+
+def test_holdout_of_a_source_does_not_depend_on_the_others():
+    alone = holdout_episodes(["play"] * 40, 0.2, seed=3)
+    beside = holdout_episodes(["demonstrations"] * 7 + ["play"] * 40, 0.2, seed=3)
+    assert [i - 7 for i in beside if i >= 7] == alone
+    assert alone != holdout_episodes(["rollouts"] * 40, 0.2, seed=3)
 
 
 def test_holdout_of_single_episodes_is_refused():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from wm_gym.success.classifier import SuccessClassifier, SuccessConfig, held, pad_features
+from wm_gym.world_model.presets import WorldModelConfig
 
 TINY = SuccessConfig(channels=8, side=4, vector=6, width=8, features=5)
 
@@ -24,7 +25,7 @@ def classifier() -> SuccessClassifier:
 
 
 def latents(n: int = 2, t: int = 12) -> Tensor:
-    """A grid of 8 x 4 x 4 numbers, then a vector of 6."""
+    """A grid of 8 x 4 x 4 numbers, then 6 others."""
     return torch.randn(n, t, 134, generator=torch.Generator().manual_seed(1))
 
 
@@ -106,17 +107,21 @@ def test_all_of_a_latent_is_embedded(classifier, part):
     assert differ.nonzero().tolist() == [[1, 3]]
 
 
-def test_features_are_the_sum_of_those_of_grid_and_vector(classifier):
+def test_features_are_the_sum_of_those_of_the_grid_and_the_rest(classifier):
     whole = latents(n=1, t=1)
-    grid, vector = whole[0, :, :128].view(1, 8, 4, 4), whole[0, :, 128:]
+    grid, rest = whole[0, :, :128].view(1, 8, 4, 4), whole[0, :, 128:]
     steps = classifier.grid[1:]  # after the unflattening
-    torch.testing.assert_close(classifier.embed(whole)[0], steps(grid) + classifier.vector(vector))
+    torch.testing.assert_close(classifier.embed(whole)[0], steps(grid) + classifier.vector(rest))
 
 
 @pytest.mark.parametrize("side", [1, 2, 4, 7, 8])
 def test_grids_of_any_size_are_embedded(side):
     classifier = SuccessClassifier(SuccessConfig(channels=8, side=side, vector=3, features=5))
     assert classifier.embed(torch.zeros(1, 2, 8 * side**2 + 3)).shape == (1, 2, 5)
+
+
+def test_the_defaults_read_the_latents_of_nano():
+    assert SuccessConfig().latent_size == WorldModelConfig().latent_size
 
 
 def test_the_verdict_rule_is_saved_with_the_weights(tmp_path):

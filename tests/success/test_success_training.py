@@ -205,8 +205,9 @@ def test_the_rule_is_chosen_on_imagined_replays_of_the_episodes_held_out(trained
 @pytest.fixture(scope="module")
 def model() -> WorldModel:
     torch.manual_seed(0)
-    shape = {"outer": 8, "width": 8, "vector": 6, "draw": (8, 8), "embed": 8}
-    return WorldModel(WorldModelConfig(image_size=16, **shape)).eval()
+    shape = {"outer": 8, "width": 8, "vector": 4, "draw": (8, 8), "embed": 8}
+    body = {"body": ("x",), "body_size": 2}
+    return WorldModel(WorldModelConfig(image_size=16, **shape, **body)).eval()
 
 
 def noisy(seed: int, first: int, t: int = 10) -> Episode:

@@ -1,6 +1,8 @@
-"""A world model of forty thousand weights on 16-pixel pictures, its layers far from zero."""
+"""World models of a few ten thousand weights on 16-pixel pictures."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ from wm_gym.world_model.presets import WorldModelConfig
 
 @pytest.fixture
 def tiny() -> WorldModelConfig:
-    return WorldModelConfig(image_size=16, outer=8, width=8, vector=16, draw=(8, 8), embed=16)
+    body = {"body": ("hand", "fingers"), "body_size": 3}
+    shape = {"outer": 8, "width": 8, "vector": 16, "draw": (8, 8), "embed": 16}
+    return WorldModelConfig(image_size=16, **shape, **body)
 
 
 @pytest.fixture
@@ -22,3 +26,17 @@ def model(tiny) -> WorldModel:
     for weights in model.parameters():
         torch.nn.init.normal_(weights, std=0.2, generator=generator)
     return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def small() -> Callable[[int], WorldModel]:
+    """Make a new model from a seed, small enough to train; its body is one number, x."""
+
+    def make(seed: int) -> WorldModel:
+        torch.manual_seed(seed)
+        shape = {"outer": 8, "width": 8, "vector": 64, "draw": (8, 8), "embed": 8}
+        return WorldModel(
+            WorldModelConfig(image_size=16, max_chunk=4, **shape, body=("x",), body_size=1)
+        )
+
+    return make

@@ -31,7 +31,25 @@ def drawn(*shape: int) -> Tensor:
 
 
 def states(n: int = 2) -> State:
-    return State(drawn(n, 8, 2, 2), drawn(n, 6))
+    return State(drawn(n, 8, 2, 2), *drawn(n, 10).split([6, 4], dim=1))
+
+
+def transition() -> Transition:
+    return Transition(7, 8, 6, 4, 16, side=2)
+
+
+def renderer() -> Renderer:
+    return Renderer(8, (8, 8), 4, 16, side=2)
+
+
+def differ(one: State, other: State) -> set[str]:
+    """Name the parts that are not the same."""
+    pairs = zip(State._fields, one, other, strict=True)
+    return {name for name, a, b in pairs if not torch.allclose(a, b)}
+
+
+def row(state: State, i: int) -> State:
+    return State(*(part[i] for part in state))
 
 
 # Blocks.
@@ -119,110 +137,173 @@ def test_a_glance_tells_where_a_map_is_bright():
     torch.testing.assert_close(places[2], torch.tensor([-1.0, 0.0]))
 
 
-# The three parts.
+# The encoder.
 
 
-def test_the_encoder_makes_a_grid_of_cells_of_eight_pixels_and_a_vector():
-    encoder = randomise(Encoder(5, 8, 16, 6, side=3))
-    grid, vector = encoder(drawn(2, 5, 3, 24, 24))
-    assert grid.shape == (2, 16, 3, 3) and vector.shape == (2, 6)
+def test_the_encoder_makes_a_grid_of_cells_of_eight_pixels_a_vector_and_a_body():
+    encoder = randomise(Encoder(5, 8, 16, 6, 4, side=3))
+    state = encoder(drawn(2, 5, 3, 24, 24))
+    assert [part.shape for part in state] == [(2, 16, 3, 3), (2, 6), (2, 4)]
 
 
 def test_the_encoder_tells_its_pictures_apart_by_their_order():
-    encoder, pictures = randomise(Encoder(2, 8, 8, 6, side=2)), drawn(1, 2, 3, 16, 16)
-    one, other = encoder(pictures), encoder(pictures.flip(1))
-    assert not torch.allclose(one.grid, other.grid)
-    assert not torch.allclose(one.vector, other.vector)
+    encoder, pictures = randomise(Encoder(2, 8, 8, 6, 4, side=2)), drawn(1, 2, 3, 16, 16)
+    assert differ(encoder(pictures), encoder(pictures.flip(1))) == {"grid", "vector", "body"}
 
 
 @pytest.mark.parametrize(("y", "x"), [(0, 0), (7, 15), (15, 8)])
 def test_the_encoder_sees_every_corner_of_a_picture(y, x):
-    encoder, pictures = randomise(Encoder(2, 8, 8, 6, side=2)), drawn(1, 2, 3, 16, 16)
+    encoder, pictures = randomise(Encoder(2, 8, 8, 6, 4, side=2)), drawn(1, 2, 3, 16, 16)
     before = encoder(pictures)
     pictures[0, 1, 2, y, x] += 1
-    after = encoder(pictures)
-    assert (before.grid != after.grid).any() and (before.vector != after.vector).any()
+    pairs = zip(before, encoder(pictures), strict=True)
+    assert all((a != b).any() for a, b in pairs)
 
 
-def test_a_new_transition_leaves_the_grid_and_moves_the_vector():
-    transition, state = Transition(7, 8, 6, 16, side=2), states()
-    after = transition(state, torch.ones(2, 7))
-    assert torch.equal(after.grid, state.grid)
+def test_the_body_is_read_from_the_pictures_by_a_path_of_its_own():
+    """What the grid has to say does not touch it."""
+    encoder, pictures = randomise(Encoder(2, 8, 8, 6, 4, side=2)), drawn(2, 2, 3, 16, 16)
+    before = encoder(pictures)
+    assert torch.equal(encoder.body(pictures), before.body)
+    encoder.enter.weight.zero_()
+    assert differ(before, encoder(pictures)) == {"grid", "vector"}
+
+
+# The transition.
+
+
+def test_a_new_transition_leaves_grid_and_body_and_moves_the_vector():
+    state = states()
+    after = transition()(state, torch.ones(2, 7))
+    assert torch.equal(after.grid, state.grid) and torch.equal(after.body, state.body)
     assert (after.vector != state.vector).all()
 
 
 @pytest.mark.parametrize("value", range(7))
-def test_every_value_of_an_action_moves_the_vector_and_the_grid(value):
-    transition, action = randomise(Transition(7, 8, 6, 16, side=2)), torch.zeros(2, 7)
-    before = transition(states(), action)
+def test_every_value_of_an_action_moves_every_part(value):
+    step, action = randomise(transition()), torch.zeros(2, 7)
+    before = step(states(), action)
     action[1, value] = 1.0
-    after = transition(states(), action)
-    assert torch.equal(before.grid[0], after.grid[0])
-    assert torch.equal(before.vector[0], after.vector[0])
-    assert not torch.allclose(before.grid[1], after.grid[1])
-    assert not torch.allclose(before.vector[1], after.vector[1])
+    after = step(states(), action)
+    assert all(torch.equal(a, b) for a, b in zip(row(before, 0), row(after, 0), strict=True))
+    assert differ(row(before, 1), row(after, 1)) == {"grid", "vector", "body"}
 
 
-def test_grid_and_vector_move_each_other_within_a_step():
-    transition, action = randomise(Transition(7, 8, 6, 16, side=2)), torch.zeros(2, 7)
-    state = states()
-    after = transition(state, action)
-    grid_moved = transition(state._replace(grid=-state.grid), action)
-    vector_moved = transition(state._replace(vector=-state.vector), action)
-    assert not torch.allclose(grid_moved.vector, after.vector)
-    assert not torch.allclose(vector_moved.grid, after.grid)
+@pytest.mark.parametrize("part", State._fields)
+def test_every_part_moves_the_others_within_a_step(part):
+    step, state, action = randomise(transition()), states(), torch.zeros(2, 7)
+    turned = state._replace(**{part: -getattr(state, part)})
+    assert differ(step(state, action), step(turned, action)) == {"grid", "vector", "body"}
 
 
-def test_the_grid_is_moved_by_the_new_vector_and_the_vector_by_the_old_grid():
-    transition, state, action = randomise(Transition(7, 8, 6, 16, side=2)), states(), drawn(2, 7)
-    after = transition(state, action)
-    told = torch.cat([action, transition.glance(state.grid)], 1)
-    torch.testing.assert_close(after.vector, transition.vector(told, state.vector))
-    condition = transition.condition(torch.cat([after.vector, action], 1))
-    moved = transition.grid(state.grid, nn.functional.silu(condition))
+def test_the_vector_is_moved_by_action_body_and_old_grid():
+    step, state, action = randomise(transition()), states(), drawn(2, 7)
+    told = torch.cat([action, state.body, step.glance(state.grid)], 1)
+    expected = step.vector(told, state.vector)
+    torch.testing.assert_close(step(state, action).vector, expected)
+
+
+def test_the_body_is_moved_by_the_new_vector_its_old_self_and_the_action():
+    step, state, action = randomise(transition()), states(), drawn(2, 7)
+    after = step(state, action)
+    moved = step.body(torch.cat([after.vector, state.body, action], 1))
+    torch.testing.assert_close(after.body, state.body + moved)
+
+
+def test_the_body_moves_in_units_of_its_usual_change():
+    step, state, action = transition().requires_grad_(False), states(), drawn(2, 7)
+    step.body[-1].bias.copy_(torch.tensor([1.0, -2.0, 3.0, 4.0]))
+    step.change.copy_(torch.tensor([0.5, 0.5, 0.0, 2.0]))
+    _, moved = step.move(state, action)
+    assert moved.tolist() == [[1.0, -2.0, 3.0, 4.0]] * 2
+    expected = state.body + torch.tensor([0.5, -1.0, 0.0, 8.0])
+    torch.testing.assert_close(step(state, action).body, expected)
+
+
+def test_the_grid_is_moved_by_the_new_vector_the_new_body_and_the_action():
+    step, state, action = randomise(transition()), states(), drawn(2, 7)
+    after = step(state, action)
+    condition = step.condition(torch.cat([after.vector, after.body, action], 1))
+    moved = step.grid(state.grid, nn.functional.silu(condition))
     torch.testing.assert_close(after.grid, moved)
 
 
+def test_the_grid_follows_whatever_body_it_is_given():
+    step, state, action = randomise(transition()), states(), drawn(2, 7)
+    other = state.body.clone()
+    other[1] *= -1
+    one, two = (step.follow(state.grid, state.vector, b, action) for b in (state.body, other))
+    assert torch.equal(one.body, state.body) and torch.equal(two.body, other)
+    assert torch.equal(one.vector, state.vector)
+    assert torch.equal(one.grid[0], two.grid[0])
+    assert not torch.allclose(one.grid[1], two.grid[1])
+
+
 def test_the_vector_stays_between_minus_one_and_one():
-    """A gated unit mixes its last value with a tanh; noise aside, it cannot run away."""
-    transition = randomise(Transition(7, 8, 6, 16, side=2))
+    """A gated unit mixes its last value with a tanh, so it cannot run away."""
+    step = randomise(transition())
     state = states()._replace(vector=drawn(2, 6).clamp(-1, 1))
     for _ in range(50):
-        vector = transition(state, 100 * drawn(2, 7)).vector
+        vector = step(state, 100 * drawn(2, 7)).vector
         state = state._replace(vector=vector)
     assert vector.abs().max() <= 1
 
 
+def test_vector_and_body_are_exact_under_autocast():
+    """In bfloat16 what a step adds to a body would be lost: 1 + 1/1000 is 1."""
+    step, state = transition().requires_grad_(False), states()._replace(body=torch.ones(2, 4))
+    step.body[-1].bias.fill_(1.0), step.change.fill_(1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        read = randomise(Encoder(2, 8, 8, 6, 4, side=2))(drawn(2, 2, 3, 16, 16))
+        after = step(state._replace(grid=state.grid.bfloat16()), torch.ones(2, 7))
+    assert {x.dtype for s in (read, after) for x in (s.vector, s.body)} == {torch.float32}
+    torch.testing.assert_close(after.body, torch.full((2, 4), 1.001))
+
+
+# The renderer.
+
+
 def test_a_new_renderer_draws_its_mean_picture_for_every_state():
-    renderer = Renderer(8, (8, 8), 6, 16, side=2).requires_grad_(False)
-    renderer.mean.copy_(drawn(12, 8, 8))
-    pictures = renderer(states(3))
+    draw, state = renderer().requires_grad_(False), states(3)
+    draw.mean.copy_(drawn(12, 8, 8))
+    pictures = draw(state.grid, state.body)
     assert pictures.shape == (3, 3, 16, 16) and pictures.dtype == torch.float32
     # Channel 4 c + 2 y + x of the mean is colour c at the pixels (y, x) of every 2 x 2.
     for c, y, x in ((0, 0, 0), (1, 0, 1), (2, 1, 0)):
-        expected = renderer.mean[4 * c + 2 * y + x].expand(3, 8, 8)
+        expected = draw.mean[4 * c + 2 * y + x].expand(3, 8, 8)
         assert torch.equal(pictures[:, c, y::2, x::2], expected)
 
 
-@pytest.mark.parametrize("part", ["grid", "vector"])
-def test_a_picture_shows_both_parts_of_its_state_and_no_other_row(part):
-    renderer, state = randomise(Renderer(8, (8, 8), 6, 16, side=2)), states()
-    before = renderer(state)
+@pytest.mark.parametrize("part", ["grid", "body"])
+def test_a_picture_shows_grid_and_body_and_no_other_row(part):
+    draw, state = randomise(renderer()), states()
+    before = draw(state.grid, state.body)
     getattr(state, part)[1] *= -1
-    after = renderer(state)
+    after = draw(state.grid, state.body)
     torch.testing.assert_close(before[0], after[0])
     assert not torch.allclose(before[1], after[1])
 
 
-@pytest.mark.parametrize(("row", "column"), [(0, 0), (0, 3), (3, 1)])
-def test_a_cell_is_drawn_where_it_lies(row, column):
+@pytest.mark.parametrize("silent", ["condition", "body"])
+def test_a_body_is_drawn_as_a_map_and_as_a_condition(silent):
+    """Either alone shows it; without both it cannot be seen."""
+    draw, state = randomise(renderer()), states()
+    draw.get_submodule({"condition": "condition", "body": "body.0"}[silent]).weight.zero_()
+    one, other = draw(state.grid, state.body), draw(state.grid, -state.body)
+    assert not torch.allclose(one, other)
+    draw.condition.weight.zero_(), draw.body[0].weight.zero_()
+    assert torch.equal(draw(state.grid, state.body), draw(state.grid, -state.body))
+
+
+@pytest.mark.parametrize(("y", "x"), [(0, 0), (0, 3), (3, 1)])
+def test_a_cell_is_drawn_where_it_lies(y, x):
     """Norms see all of a grid; apart from them, new blocks leave a cell to its 8 x 8 pixels."""
     torch.manual_seed(0)
-    renderer = Renderer(8, (8, 8), 6, 16, side=4).requires_grad_(False)
-    nn.init.normal_(renderer.leave[-1].weight)
-    state = State(drawn(1, 8, 4, 4), drawn(1, 6))
-    before = renderer(state)
-    state.grid[0, :, row, column] *= -1
-    moved = (renderer(state) - before).abs().mean(1)
+    draw = Renderer(8, (8, 8), 4, 16, side=4).requires_grad_(False)
+    nn.init.normal_(draw.leave[-1].weight)
+    grid, body = drawn(1, 8, 4, 4), drawn(1, 4)
+    before = draw(grid, body)
+    grid[0, :, y, x] *= -1
+    moved = (draw(grid, body) - before).abs().mean(1)
     by_cell = nn.functional.avg_pool2d(moved, 8)[0]
-    assert by_cell.argmax().item() == 4 * row + column
+    assert by_cell.argmax().item() == 4 * y + x

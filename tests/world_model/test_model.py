@@ -27,7 +27,8 @@ def given(model: WorldModel, n: int = 2, k: int = 8) -> tuple[Memory, Tensor, Te
 
 def drawn(model: WorldModel, latents: Tensor) -> Tensor:
     """Pictures (n, k, 3, 16, 16) before they are rounded."""
-    return model.renderer(model.unflatten(latents.flatten(0, 1))).unflatten(0, latents.shape[:2])
+    state = model.unflatten(latents.flatten(0, 1))
+    return model.renderer(state.grid, state.body).unflatten(0, latents.shape[:2])
 
 
 def differ(a: Tensor, b: Tensor) -> list[list[bool]]:
@@ -50,7 +51,7 @@ def test_every_value_of_a_pixel_survives_the_round_trip(model, monkeypatch):
     """Decoding undoes `pixels`: every value, at its place, in its channel and in its frame."""
     frames = pictures(2, 3)
     frames[0, 1] = torch.arange(256, dtype=torch.uint8).view(16, 16, 1)
-    monkeypatch.setattr(model.renderer, "forward", lambda _: pixels(frames).flatten(0, 1))
+    monkeypatch.setattr(model.renderer, "forward", lambda *_: pixels(frames).flatten(0, 1))
     shown = model.decode(torch.zeros(2, 3, model.config.latent_size))
     assert shown.dtype == torch.uint8 and shown.is_contiguous()
     assert torch.equal(shown, frames)
@@ -69,18 +70,19 @@ def test_decoding_rounds_and_clips(model, value, level):
 # Latents.
 
 
-def test_a_latent_is_its_grid_and_then_its_vector(model):
-    # The grid has 8 channels of 2 x 2 cells, the vector 16 numbers.
-    latents = torch.arange(2 * 48.0).view(2, 48)
+def test_a_latent_is_its_grid_then_its_vector_then_its_body(model):
+    # The grid has 8 channels of 2 x 2 cells, the vector 16 numbers, the body 3.
+    latents = torch.arange(2 * 51.0).view(2, 51)
     state = model.unflatten(latents)
-    assert state.grid.shape == (2, 8, 2, 2) and state.vector.shape == (2, 16)
-    assert state.grid[1, 3].tolist() == [[60, 61], [62, 63]]
-    assert state.vector[1].tolist() == list(range(80, 96))
+    assert [part.shape for part in state] == [(2, 8, 2, 2), (2, 16), (2, 3)]
+    assert state.grid[1, 3].tolist() == [[63, 64], [65, 66]]
+    assert state.vector[1].tolist() == list(range(83, 99))
+    assert state.body[1].tolist() == [99, 100, 101]
     assert torch.equal(flatten(state), latents)
 
 
 def test_latents_are_flattened_in_float32():
-    state = State(torch.ones(1, 8, 2, 2, dtype=torch.bfloat16), torch.zeros(1, 16))
+    state = State(torch.ones(1, 8, 2, 2).bfloat16(), torch.zeros(1, 16), torch.zeros(1, 3))
     assert flatten(state).dtype == torch.float32
 
 
@@ -88,7 +90,7 @@ def test_the_latent_of_a_picture_is_read_from_it_the_three_before_and_the_first(
     frames, seen = pictures(2, 6), []
     model.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     latents = model.encode(frames)
-    assert latents.shape == (2, 6, 48) and latents.dtype == torch.float32
+    assert latents.shape == (2, 6, 51) and latents.dtype == torch.float32
     # The first stands for those before it.
     read = [
         [0, 0, 0, 0, 0],
@@ -127,6 +129,13 @@ def test_pictures_between_the_first_and_the_last_four_are_forgotten(model):
     assert torch.equal(model.begin(frames).state, model.begin(other).state)
 
 
+def test_a_picture_does_not_show_the_vector(model):
+    latents = model.encode(pictures(2, 3))
+    other = latents.clone()
+    other[:, :, 32:48] *= -1
+    assert torch.equal(model.decode(latents), model.decode(other))
+
+
 # Imagining.
 
 
@@ -145,7 +154,7 @@ def test_a_new_model_shows_its_mean_picture_whatever_is_done(tiny):
 
 def test_imagined_latents_are_those_of_the_renderer(model):
     latents = model.imagine(*given(model))[1]
-    assert latents.shape == (2, 8, 48) and latents.dtype == torch.float32
+    assert latents.shape == (2, 8, 51) and latents.dtype == torch.float32
     shown = model.decode(latents)
     assert shown.shape == (2, 8, 16, 16, 3) and shown.float().std() > 10
     expected = (drawn(model, latents) + 1) * 127.5
@@ -180,14 +189,17 @@ def test_noise_matters_from_its_own_frame_on(model):
     assert differ(drawn(model, before), drawn(model, after)) == [[False] * 4 + [True] * 4] * 2
 
 
-def test_noise_is_added_to_the_vector_at_every_step(model, monkeypatch):
+def test_noise_is_added_to_the_body_before_every_step(model, monkeypatch):
+    """It has a standard deviation of 0.003; nothing else is touched."""
     memory, actions, noise = given(model, k=3)
-    monkeypatch.setattr(model.transition, "forward", lambda state, action: state)
+    told = []
+    monkeypatch.setattr(model.transition, "forward", lambda state, _: told.append(state) or state)
     latents = model.imagine(memory, actions, noise)[1]
-    grid, vector = memory.state[:, :32], memory.state[:, 32:]
-    expected = vector[:, None] + 0.02 * noise.cumsum(1)
-    torch.testing.assert_close(latents[:, :, 32:], expected)
-    assert torch.equal(latents[:, :, :32], grid[:, None].expand(-1, 3, -1))
+    rest, body = memory.state.split([48, 3], dim=1)
+    expected = body[:, None] + 0.003 * noise.cumsum(1)
+    torch.testing.assert_close(torch.stack([state.body for state in told], 1), expected)
+    torch.testing.assert_close(latents[:, :, 48:], expected)
+    assert torch.equal(latents[:, :, :48], rest[:, None].expand(-1, 3, -1))
 
 
 def test_rows_do_not_depend_on_each_other(model):
@@ -246,6 +258,15 @@ def test_a_saved_model_imagines_the_same(model, tmp_path):
     latents = model.imagine(*given(model))[1]
     assert torch.equal(loaded.imagine(*given(model))[1], latents)
     assert torch.equal(loaded.decode(latents), model.decode(latents))
+
+
+def test_the_scale_of_the_body_is_saved_with_the_weights(model, tmp_path):
+    measured = {"body_mean": [1.0, 2, 3], "body_std": [4.0, 5, 6], "transition.change": [7.0, 8, 9]}
+    for name, values in measured.items():
+        model.get_buffer(name).copy_(torch.tensor(values))
+    model.save_pretrained(tmp_path)
+    loaded = WorldModel.from_pretrained(tmp_path)
+    assert {name: loaded.get_buffer(name).tolist() for name in measured} == measured
 
 
 def test_a_size_that_has_no_whole_cells_is_refused():

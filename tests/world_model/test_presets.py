@@ -7,12 +7,20 @@ from wm_gym.world_model.presets import PRESETS, WorldModelConfig
 
 
 def test_derived_sizes_by_hand():
-    # 32 pixels are 4 cells of 8: 16 cells of 10 channels, and 7.
-    config = WorldModelConfig(image_size=32, width=10, vector=7)
-    assert (config.side, config.latent_size) == (4, 167)
+    # 32 pixels are 4 cells of 8: 16 cells of 10 channels, then 7, then 5.
+    config = WorldModelConfig(image_size=32, width=10, vector=7, body=("a", "b"), body_size=5)
+    assert (config.side, config.latent_size) == (4, 172)
+
+
+def test_nano_measures_a_hand_seven_joints_and_two_fingers():
+    # The place of the hand, cosine, sine and speed of the joints, place and speed of the fingers.
+    assert PRESETS["nano"].body_size == 3 + 3 * 7 + 2 * 2
 
 
 def test_nano_fits_under_ten_megabytes_in_half_precision():
     model = WorldModel(PRESETS["nano"])
     assert sum(p.numel() for p in model.parameters()) * 2 < 10e6
-    assert model.noise_shape(3) == (3, 384)
+
+
+def test_noise_has_a_number_for_every_step_and_measurement(model):
+    assert model.noise_shape(4) == (4, 3)

@@ -1,6 +1,8 @@
-"""The parts of training that fit on a napkin: the loss, the clips, their lengths and the rate."""
+"""The parts of training that fit on a napkin: loss, measures, clips, their lengths, the rate."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +10,15 @@ import torch
 
 from wm_gym.data import Episode
 from wm_gym.data.windows import Windows
-from wm_gym.world_model.training import WorldModelTrainingConfig, clips, frame_loss, schedule
+from wm_gym.world_model.model import WorldModel
+from wm_gym.world_model.training import (
+    WorldModelTrainingConfig,
+    clips,
+    frame_loss,
+    measure,
+    moments,
+    schedule,
+)
 
 # The loss.
 
@@ -61,6 +71,54 @@ def test_a_batch_without_valid_pictures_has_no_loss():
     assert loss_of(clean + 1, clean, [False, False]) == 0.0
 
 
+# What need not be learnt.
+
+
+def measured(hand: list, fingers: list) -> Episode:
+    t = len(hand) - 1
+    low_dim = {"fingers": np.float32(fingers)[:, None], "hand": np.float32(hand)}
+    frames = np.random.default_rng(t).integers(0, 256, (t + 1, 16, 16, 3)).astype(np.uint8)
+    return Episode(frames, np.zeros((t, 7), np.float32), np.zeros(t, bool), low_dim=low_dim)
+
+
+@pytest.fixture
+def two() -> list[Episode]:
+    """Episodes of two steps and of one; the second number of the hand never changes."""
+    first = measured([[0, 5], [2, 5], [6, 5]], [1, 2, 0])
+    return [first, measured([[2, 5], [0, 5]], [0, 2])]
+
+
+def test_the_scene_is_the_mean_of_the_first_pictures(tiny, two):
+    model = WorldModel(tiny).requires_grad_(False)
+    measure(model, two)
+    shown = model.renderer(torch.randn(1, 8, 2, 2), torch.randn(1, 3))[0]  # (3, 16, 16)
+    expected = (two[0].frames[0].astype(float) + two[1].frames[0]) / 2 / 127.5 - 1
+    np.testing.assert_allclose(shown.permute(1, 2, 0), expected, atol=1e-6)
+
+
+def test_the_scale_of_the_body_by_hand(tiny, two):
+    model = WorldModel(tiny)
+    measure(model, two)
+    # 0, 2, 6, 2, 0 with squares 4, 0, 16, 0, 4 about 2; 5s; 1, 2, 0, 0, 2 with 0, 1, 1, 1, 1.
+    torch.testing.assert_close(model.body_mean, torch.tensor([2.0, 5.0, 1.0]))
+    expected = torch.tensor([6**0.5, 1e-4, 1.0])  # 24 / 4, the least there is, 4 / 4
+    torch.testing.assert_close(model.body_std, expected)
+
+
+def test_the_usual_change_is_within_episodes_and_in_units_of_the_scale_by_hand(tiny, two):
+    model = WorldModel(tiny)
+    measure(model, two)
+    # Mean squares of 2, 4, -2 (24 / 3) and of 1, -2, 2 (9 / 3); the least there is.
+    expected = torch.tensor([8**0.5 / 6**0.5, 1e-3, 3**0.5])
+    torch.testing.assert_close(model.transition.change, expected)
+
+
+def test_a_body_of_another_size_is_refused(tiny, two):
+    model = WorldModel(replace(tiny, body=("hand",)))
+    with pytest.raises(ValueError, match="hand hold 2 numbers .* body_size is 3"):
+        measure(model, two)
+
+
 # What is drawn, and when.
 
 
@@ -91,6 +149,32 @@ def test_clips_of_clips_are_those_of_the_windows():
     again = clips(clips(windows, 3, 0.5), 4, 0.25)
     assert torch.equal(again.weights, clips(windows, 4, 0.25).weights)
     assert (again.block, again.memory, windows.block) == (4, 2, 8)
+
+
+def seen_at(frame: int, t: int = 6) -> Episode:
+    """Frame i has the level frame + i, and x is measured as that in tens."""
+    level = np.arange(frame, frame + t + 1, dtype=np.uint8)[:, None]
+    frames = np.broadcast_to(level[:, :, None, None], (t + 1, 16, 16, 3)).copy()
+    actions = np.zeros((t, 7), np.float32)
+    return Episode(frames, actions, np.zeros(t, bool), low_dim={"x": 10 * np.float32(level)})
+
+
+def test_a_moment_is_the_first_picture_and_the_last_ones_and_the_body_that_they_show():
+    windows = Windows([seen_at(0), seen_at(100)], memory=3, block=4, body=("x",))
+    only = windows.reweight(torch.eye(12)[6 + 4])  # the second's frame 4
+    found = moments(only, 2, torch.Generator().manual_seed(0))
+    shown = (found["moments"][:, :, 2, 15, 15] + 1) * 127.5
+    assert found["moments"].shape == (2, 4, 3, 16, 16)
+    assert shown.round().tolist() == [[100, 102, 103, 104]] * 2
+    assert found["moment_bodies"].tolist() == [[1040]] * 2
+
+
+def test_moments_are_drawn_like_clips():
+    """Of 6 steps a clip of 4 may begin at 0, 1 and 2."""
+    windows = clips(Windows([seen_at(0)], body=("x",)), length=4, beginnings=0.7)
+    x = moments(windows, 3000, torch.Generator().manual_seed(0))["moment_bodies"].flatten()
+    share = [(x == at).float().mean().item() for at in (0, 10, 20)]
+    assert share == pytest.approx([0.7 + 0.1, 0.1, 0.1], abs=0.03)
 
 
 def test_the_length_of_clips_by_hand():

@@ -173,6 +173,16 @@ class EpisodeFile:
         with self._reading():
             return demo["rewards"][:t] > 0 if "rewards" in demo else np.zeros(t, bool)
 
+    def low_dim(self, i: int) -> dict[str, np.ndarray]:
+        """The observations of episode i that are no pictures, fresh, (t + 1, d) float32 each."""
+        demo, t = self._demo(i), self.lengths[i]
+        found = {}
+        with self._reading():
+            for key, column in demo["obs"].items():
+                if column.ndim == 2 and column.dtype.kind == "f":
+                    found[key] = self._rows(demo, key, column, t, np.float32)
+        return {key: rows for key, rows in found.items() if rows is not None}
+
     def source(self, i: int) -> str:
         """Who acted in episode i; "demonstrations" in files that do not say."""
         return str(self._demo(i).attrs.get("wm_source", "demonstrations"))
@@ -180,13 +190,8 @@ class EpisodeFile:
     def episode(self, i: int) -> Episode:
         """Episode i in full."""
         demo, t = self._demo(i), self.lengths[i]
-        low_dim = {}
         with self._reading():
             states = self._rows(demo, "states", demo.get("states"), t, np.float64)
-            for key, column in demo["obs"].items():
-                if column.ndim == 2 and column.dtype.kind == "f":
-                    rows = self._rows(demo, key, column, t, np.float32)
-                    low_dim |= {} if rows is None else {key: rows}
         return Episode(
             frames=self.frames(i, 0, t + 1),
             actions=self.actions(i),
@@ -196,7 +201,7 @@ class EpisodeFile:
             start=int(demo.attrs.get("wm_start", -1)),
             seed=int(demo.attrs.get("wm_seed", -1)),
             model_file=demo.attrs.get("model_file"),
-            low_dim=low_dim,
+            low_dim=self.low_dim(i),
         )
 
     def episodes(self) -> Iterator[Episode]:

@@ -29,11 +29,15 @@ class Windows:
         memory: int = 4,
         block: int = 8,
         weights: Mapping[str, float] | None = None,
+        body: Sequence[str] = (),
         in_memory: bool = True,
     ) -> None:
-        """Index all windows; raises ValueError when pictures differ in size or there are none."""
+        """Index all windows; raises ValueError when pictures differ in size or there are none.
+
+        `body`: keys of `Episode.low_dim` to gather; ValueError names one that is not recorded.
+        """
         self.memory, self.block = memory, block
-        self.store = _open(episodes, in_memory)
+        self.store = _open(episodes, in_memory, tuple(body))
         lengths = self.store.lengths
         self.episode = torch.repeat_interleave(torch.arange(len(lengths)), lengths)  # (windows,)
         self.time = torch.cat([torch.arange(int(t)) for t in lengths])  # (windows,)
@@ -91,6 +95,7 @@ class Windows:
         future   (b, block, H, W, 3) uint8: frames s + 1 on, padded with the last
         actions  (b, block, 7) float32: the actions that lead to them, zero where padded
         valid    (b, block) bool: False where padded
+        body     (b, 1 + block, p) float32: what `body` names at s and after, padded with the last
         """
         episode, s = self._pick(indices)
         last = self.store.lengths[episode][:, None]  # (b, 1)
@@ -106,16 +111,20 @@ class Windows:
             "future": pictures[:, self.memory :],
             "actions": actions * valid[:, :, None],
             "valid": valid,
+            "body": self.store.body(episode, torch.minimum(torch.cat([s, step + 1], 1), last)),
         }
 
 
 def holdout_episodes(sources: Sequence[str], fraction: float, seed: int) -> list[int]:
-    """Episodes to hold out: round(fraction * n) of each source, at least 1 and at most n - 1."""
+    """Episodes to hold out: round(fraction * n) of each source, at least 1 and at most n - 1.
+
+    Which ones of a source does not depend on what other sources there are.
+    """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie between 0 and 1; got {fraction}.")
-    rng = np.random.default_rng(seed)
     held: list[int] = []
     for source in sorted(set(sources)):
+        rng = np.random.default_rng([seed, *source.encode()])
         of_source = [i for i, s in enumerate(sources) if s == source]
         count = min(max(round(fraction * len(of_source)), 1), len(of_source) - 1)
         held += rng.permutation(of_source)[:count].tolist()
@@ -143,6 +152,7 @@ class _Memory:
         shape = reader.read(0, 0, 1).shape[1:]
         self._frames = torch.empty(total, *shape, dtype=torch.uint8)
         self._actions = torch.zeros(total, reader.acts[0].shape[1])
+        self._body = torch.cat(reader.bodies)
         for e, (first, t) in enumerate(
             zip(self._first.tolist(), self.lengths.tolist(), strict=True)
         ):
@@ -151,7 +161,8 @@ class _Memory:
 
     def to(self, device: torch.device | str) -> _Memory:
         moved = copy.copy(self)
-        moved._frames, moved._actions = self._frames.to(device), self._actions.to(device)
+        for name in ("_frames", "_actions", "_body"):
+            setattr(moved, name, getattr(self, name).to(device))
         return moved
 
     def frames(self, episode: Tensor, index: Tensor) -> Tensor:
@@ -160,25 +171,32 @@ class _Memory:
     def actions(self, episode: Tensor, index: Tensor) -> Tensor:
         return self._take(self._actions, episode, index)
 
+    def body(self, episode: Tensor, index: Tensor) -> Tensor:
+        return self._take(self._body, episode, index)
+
     def _take(self, table: Tensor, episode: Tensor, index: Tensor) -> Tensor:
         rows = (self._first[episode][:, None] + index).flatten().to(table.device)
         return table.index_select(0, rows).view(*index.shape, *table.shape[1:])
 
 
 class _Reader:
-    """Pictures read when asked for, from episodes or files; actions and flags are held."""
+    """Pictures read when asked for, from episodes or files; everything else is held."""
 
-    def __init__(self, episodes: Sequence[Episode] | Sequence[EpisodeFile]) -> None:
+    def __init__(
+        self, episodes: Sequence[Episode] | Sequence[EpisodeFile], body: Sequence[str]
+    ) -> None:
         self._at: list[tuple[Episode | EpisodeFile, int]] = []
         for item in episodes:
             count = len(item) if isinstance(item, EpisodeFile) else 1
             self._at += [(item, i) for i in range(count)]
         if not self._at:
             raise ValueError("No episodes to take windows from; collect some first.")
-        held = [_facts(item, i) for item, i in self._at]
-        self.acts = [torch.from_numpy(actions) for actions, _, _ in held]
-        self.success = [torch.from_numpy(success) for _, success, _ in held]
-        self.sources = [source for _, _, source in held]
+        held = [_facts(item, i, body) for item, i in self._at]
+        acts, success, bodies, sources = zip(*held, strict=True)
+        self.acts, self.success, self.bodies = (
+            [torch.from_numpy(array) for array in arrays] for arrays in (acts, success, bodies)
+        )
+        self.sources = list(sources)
         self.lengths = torch.tensor([len(actions) for actions in self.acts])
         self._device: torch.device | str = "cpu"
         shapes = {self.read(e, 0, 1).shape[1:] for e in range(len(self._at))}
@@ -202,19 +220,45 @@ class _Reader:
         return torch.from_numpy(np.stack(rows)).to(self._device)
 
     def actions(self, episode: Tensor, index: Tensor) -> Tensor:
-        rows = [self.acts[e][i] for e, i in zip(episode.tolist(), index, strict=True)]
+        return self._gather(self.acts, episode, index)
+
+    def body(self, episode: Tensor, index: Tensor) -> Tensor:
+        return self._gather(self.bodies, episode, index)
+
+    def _gather(self, held: list[Tensor], episode: Tensor, index: Tensor) -> Tensor:
+        rows = [held[e][i] for e, i in zip(episode.tolist(), index, strict=True)]
         return torch.stack(rows).to(self._device)
 
 
-def _facts(item: Episode | EpisodeFile, i: int) -> tuple[np.ndarray, np.ndarray, str]:
+def _facts(
+    item: Episode | EpisodeFile, i: int, body: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
     if isinstance(item, EpisodeFile):
-        return item.actions(i), item.success(i), item.source(i)
-    return item.actions, item.success, item.source
+        found = item.low_dim(i) if body else {}
+        measured = measurements(found, body, item.lengths[i] + 1, f"{item.path}: {item.names[i]}")
+        return item.actions(i), item.success(i), measured, item.source(i)
+    measured = measurements(item.low_dim, body, len(item) + 1, f"An episode of {item.source!r}")
+    return item.actions, item.success, measured, item.source
+
+
+def measurements(
+    low_dim: Mapping[str, np.ndarray], keys: Sequence[str], rows: int, whose: str
+) -> np.ndarray:
+    """The observations `keys` side by side, float32 (rows, p); ValueError names what is missing."""
+    missing = [key for key in keys if key not in low_dim]
+    if missing:
+        raise ValueError(
+            f"{whose} holds no {', '.join(missing)}; it has {sorted(low_dim) or 'pictures alone'}. "
+            "Record it with these observations, or name others in the world model's `body`."
+        )
+    return np.concatenate([np.zeros((rows, 0), np.float32), *(low_dim[k] for k in keys)], axis=1)
 
 
 def _open(
-    episodes: Sequence[Episode] | str | Path | Sequence[str | Path], in_memory: bool
+    episodes: Sequence[Episode] | str | Path | Sequence[str | Path],
+    in_memory: bool,
+    body: tuple[str, ...],
 ) -> _Memory | _Reader:
     items = [episodes] if isinstance(episodes, str | Path) else list(episodes)
-    reader = _Reader([x if isinstance(x, Episode) else EpisodeFile(x) for x in items])
+    reader = _Reader([x if isinstance(x, Episode) else EpisodeFile(x) for x in items], body)
     return _Memory(reader) if in_memory else reader

@@ -19,8 +19,8 @@ class SuccessConfig:
     """Channels of the grid that begins a latent."""
     side: int = 8
     """Height and width of that grid."""
-    vector: int = 384
-    """Length of the vector that ends a latent."""
+    vector: int = 412
+    """Numbers after the grid: the rest of a latent."""
     width: int = 64
     features: int = 64
     """Numbers that are kept of a frame."""
@@ -34,7 +34,7 @@ class SuccessConfig:
 
     @property
     def latent_size(self) -> int:
-        """Numbers in a latent: the grid, then the vector."""
+        """Numbers in a latent: the grid, then the rest."""
         return self.channels * self.side**2 + self.vector
 
 

@@ -1,7 +1,9 @@
 """The recurrent dynamics: pictures become a state, actions move it on, any state can be drawn.
 
-The state is never read back from imagined pictures, so what they blur is not lost: it has a grid,
-which says where things are, and a vector, which says how the arm stands.
+The state is never read back from imagined pictures, so what they blur is not lost. It has a body,
+which says how the robot stands, in the robot's own measurements; a grid, which says where things
+are; and a vector, for whatever else it takes to go on. The body is told the truth in training, so
+a picture is sharp wherever the imagined robot has got to: only the body can drift.
 """
 
 from __future__ import annotations
@@ -16,19 +18,24 @@ from wm_gym.world_model.presets import CELL
 
 POINTS = 32  # places that the vector is told of at every step
 SUMMARY = 96  # other numbers that it is told
+READ = 32  # channels of a grid that the body is read from, and those that it is drawn by
+HIDDEN = 256  # units between a body and a grid
 
 
 class State(NamedTuple):
     """What is known of n scenes at one moment."""
 
     grid: Tensor  # (n, d, h, w): where things are
-    vector: Tensor  # (n, g): how the arm stands, how it moves
+    vector: Tensor  # (n, g): what else is remembered
+    body: Tensor  # (n, p): what the robot would measure of itself, standardised
 
 
 class Encoder(nn.Module):
     """Remembered pictures to the state that they show."""
 
-    def __init__(self, pictures: int, outer: int, width: int, vector: int, side: int) -> None:
+    def __init__(
+        self, pictures: int, outer: int, width: int, vector: int, body: int, side: int
+    ) -> None:
         """Read `pictures` at once, into a grid of `side` x `side` cells."""
         super().__init__()
         self.enter = nn.Conv2d(pictures * 3 * (CELL // 2) ** 2, outer, 3, padding=1)
@@ -40,44 +47,102 @@ class Encoder(nn.Module):
         self.vector = nn.Sequential(
             nn.Linear(self.glance.size, vector), nn.SiLU(), nn.Linear(vector, vector)
         )
+        self.body = Reader(pictures, outer, body, side)
 
     def forward(self, pictures: Tensor) -> State:
         """Map pictures (n, t, 3, H, W) in [-1, 1] to a state."""
         x = F.pixel_unshuffle(pictures.flatten(1, 2), CELL // 2)
         x = self.shrink(self.outer(self.enter(x))) + self.place
         grid = self.after(self.attend(self.before(x)))
-        return State(grid, self.vector(self.glance(grid)).float())
+        return State(grid, self.vector(self.glance(grid)).float(), self.body(pictures))
+
+
+class Reader(nn.Module):
+    """Remembered pictures to the body that they show, by a path of its own.
+
+    An episode begins with the hand half out of the picture: the few millimetres that tell where it
+    stands are lost on a grid that has everything else to say.
+    """
+
+    def __init__(self, pictures: int, outer: int, body: int, side: int) -> None:
+        """Read `pictures` at once, at twice the resolution of a grid of `side` x `side` cells."""
+        super().__init__()
+        self.enter = nn.Conv2d(pictures * 3 * (CELL // 2) ** 2, outer, 3, padding=1)
+        self.first, self.second = Residual(outer), Residual(outer)
+        self.leave = nn.Sequential(
+            nn.GroupNorm(8, outer),
+            nn.SiLU(),
+            nn.Conv2d(outer, READ // 4, 1),
+            nn.Flatten(),
+            nn.Linear(READ // 4 * 4 * side**2, HIDDEN),
+            nn.SiLU(),
+            nn.Linear(HIDDEN, body),
+        )
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Read pictures (n, t, 3, H, W) in [-1, 1]; standardised, float32 (n, p)."""
+        x = self.enter(F.pixel_unshuffle(pictures.flatten(1, 2), CELL // 2))
+        return self.leave(self.second(self.first(x))).float()
 
 
 class Transition(nn.Module):
     """One control step: a state and an action to the next state."""
 
-    def __init__(self, action_dim: int, width: int, vector: int, embed: int, side: int) -> None:
-        """Build for a grid of `width` channels and a vector of length `vector`."""
+    def __init__(
+        self, action_dim: int, width: int, vector: int, body: int, embed: int, side: int
+    ) -> None:
+        """Build for a grid of `width` channels, and a vector and a body of these lengths."""
         super().__init__()
         self.glance = Glance(width, side)
-        self.vector = nn.GRUCell(action_dim + self.glance.size, vector)
-        self.condition = nn.Linear(vector + action_dim, embed)
+        self.vector = nn.GRUCell(action_dim + body + self.glance.size, vector)
+        self.body = nn.Sequential(
+            nn.Linear(vector + body + action_dim, vector),
+            nn.SiLU(),
+            nn.Linear(vector, vector),
+            nn.SiLU(),
+            nn.Linear(vector, body),
+        )
+        nn.init.zeros_(self.body[-1].weight)
+        nn.init.zeros_(self.body[-1].bias)
+        self.register_buffer("change", torch.ones(body))  # how much a body changes in a step
+        self.condition = nn.Linear(vector + body + action_dim, embed)
         self.grid = Residual(width, embed)
 
     def forward(self, state: State, action: Tensor) -> State:
         """Play action (n, a)."""
-        told = torch.cat([action.to(state.grid.dtype), self.glance(state.grid)], dim=1)
-        vector = self.vector(told, state.vector.to(told.dtype)).float()
-        condition = F.silu(self.condition(torch.cat([vector, action], dim=1)))
-        return State(self.grid(state.grid, condition), vector)
+        vector, moved = self.move(state, action)
+        return self.follow(state.grid, vector, state.body + self.change * moved, action)
+
+    def move(self, state: State, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the next vector (n, g), and how far the body moves (n, p) in units of `change`."""
+        dtype = state.grid.dtype
+        told = [action.to(dtype), state.body.to(dtype), self.glance(state.grid)]
+        vector = self.vector(torch.cat(told, dim=1), state.vector.to(dtype)).float()
+        return vector, self.body(torch.cat([vector, state.body, action], dim=1)).float()
+
+    def follow(self, grid: Tensor, vector: Tensor, body: Tensor, action: Tensor) -> State:
+        """Let the grid follow a body that has moved."""
+        condition = F.silu(self.condition(torch.cat([vector, body, action], dim=1)))
+        return State(self.grid(grid, condition), vector, body)
 
 
 class Renderer(nn.Module):
-    """A state to its picture; the scene's mean picture is a weight, so only the rest is drawn."""
+    """Grid and body to their picture; the scene's mean picture is a weight, only the rest drawn."""
 
     def __init__(
-        self, width: int, widths: tuple[int, int], vector: int, embed: int, side: int
+        self, width: int, widths: tuple[int, int], body: int, embed: int, side: int
     ) -> None:
         """Draw grids of `width` channels by way of `widths` at a quarter and half of the size."""
         super().__init__()
         coarse, fine = widths
-        self.condition = nn.Linear(vector, embed)
+        self.condition = nn.Linear(body, embed)
+        self.body = nn.Sequential(
+            nn.Linear(body, HIDDEN),
+            nn.SiLU(),
+            nn.Linear(HIDDEN, READ * side**2),
+            nn.Unflatten(1, (READ, side, side)),
+        )
+        self.mix = nn.Conv2d(width + READ, width, 1)
         self.first = Residual(width, embed)
         self.norm = nn.GroupNorm(8, width)
         self.coarser = nn.Conv2d(width, 4 * coarse, 1)
@@ -91,10 +156,11 @@ class Renderer(nn.Module):
         nn.init.zeros_(self.leave[-1].weight)
         nn.init.zeros_(self.leave[-1].bias)
 
-    def forward(self, state: State) -> Tensor:
-        """Draw states as pictures (n, 3, H, W) float32, about [-1, 1]."""
-        condition = F.silu(self.condition(state.vector))
-        x = F.silu(self.norm(self.first(state.grid, condition)))
+    def forward(self, grid: Tensor, body: Tensor) -> Tensor:
+        """Draw grids (n, d, h, w) and bodies (n, p) as pictures (n, 3, H, W), about [-1, 1]."""
+        condition = F.silu(self.condition(body))
+        x = grid + self.mix(torch.cat([grid, self.body(body).to(grid.dtype)], dim=1))
+        x = F.silu(self.norm(self.first(x, condition)))
         x = self.coarse(F.pixel_shuffle(self.coarser(x), 2), condition)
         x = self.fine(F.pixel_shuffle(self.finer(x), 2))
         return F.pixel_shuffle(self.leave(x).float() + self.mean, 2)

@@ -17,8 +17,10 @@ class WorldModel(nn.Module, Pretrained):
 
     Departs from the paper for small pictures: what it remembers is not the last frames but a
     recurrent state, begun from pictures and moved on by one action at a time, so that any K from 1
-    to `max_chunk` comes from the same weights and nothing is lost to pictures that blur. A latent
-    is such a state, flat; a frame is drawn only where it is decoded.
+    to `max_chunk` comes from the same weights and nothing is lost to pictures that blur. Part of
+    the state is the robot's body as the robot would measure it: it is read from the pictures that
+    an episode begins with, and imagined from then on. A latent is such a state, flat; a frame is
+    drawn only where it is decoded.
     """
 
     config_class = WorldModelConfig
@@ -30,9 +32,11 @@ class WorldModel(nn.Module, Pretrained):
         if config.image_size % CELL:
             raise ValueError(f"image_size must be a multiple of {CELL}, got {config.image_size}.")
         self.config = c = config
-        self.encoder = Encoder(1 + c.memory, c.outer, c.width, c.vector, c.side)
-        self.transition = Transition(c.action_dim, c.width, c.vector, c.embed, c.side)
-        self.renderer = Renderer(c.width, c.draw, c.vector, c.embed, c.side)
+        self.encoder = Encoder(1 + c.memory, c.outer, c.width, c.vector, c.body_size, c.side)
+        self.transition = Transition(c.action_dim, c.width, c.vector, c.body_size, c.embed, c.side)
+        self.renderer = Renderer(c.width, c.draw, c.body_size, c.embed, c.side)
+        self.register_buffer("body_mean", torch.zeros(c.body_size))
+        self.register_buffer("body_std", torch.ones(c.body_size))
 
     @property
     def device(self) -> torch.device:
@@ -40,8 +44,8 @@ class WorldModel(nn.Module, Pretrained):
         return self.renderer.mean.device
 
     def noise_shape(self, k: int) -> tuple[int, int]:
-        """Shape of one row's noise for a block of k steps: (k, g)."""
-        return (k, self.config.vector)
+        """Shape of one row's noise for a block of k steps: (k, p)."""
+        return (k, self.config.body_size)
 
     def encode(self, frames: Tensor, last: int | None = None) -> Tensor:
         """Turn pictures, uint8 (n, t, H, W, 3), into the latents of each, float32 (n, t, f).
@@ -59,7 +63,8 @@ class WorldModel(nn.Module, Pretrained):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Draw latents (n, t, f) as pictures, uint8 (n, t, H, W, 3)."""
-        shown = self.renderer(self.unflatten(latents.flatten(0, 1)))
+        state = self.unflatten(latents.flatten(0, 1))
+        shown = self.renderer(state.grid, state.body)
         shown = ((shown + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return shown.permute(0, 2, 3, 1).unflatten(0, latents.shape[:2]).contiguous()
 
@@ -70,7 +75,7 @@ class WorldModel(nn.Module, Pretrained):
     def imagine(self, memory: Memory, actions: Tensor, noise: Tensor) -> tuple[Memory, Tensor]:
         """Imagine the k frames that follow `memory` under actions (n, k, 7), 1 <= k <= max_chunk.
 
-        noise: (n, k, g) standard normal, all the randomness there is. Returns the memory after
+        noise: (n, k, p) standard normal, all the randomness there is. Returns the memory after
         these frames and their latents, float32 (n, k, f); all fresh.
         """
         if not 1 <= actions.shape[1] <= self.config.max_chunk:
@@ -83,10 +88,10 @@ class WorldModel(nn.Module, Pretrained):
         return Memory(latents[:, -1].clone()), latents
 
     def roll(self, state: State, actions: Tensor, noise: Tensor) -> list[State]:
-        """Move a state on under actions (n, t, a), with noise (n, t, g); returns the t states."""
+        """Move a state on under actions (n, t, a), with noise (n, t, p); returns the t states."""
         states = []
         for action, push in zip(actions.unbind(1), noise.unbind(1), strict=True):
-            state = state._replace(vector=state.vector + self.config.noise * push)
+            state = state._replace(body=state.body + self.config.noise * push)
             state = self.transition(state, action)
             states.append(state)
         return states
@@ -94,13 +99,14 @@ class WorldModel(nn.Module, Pretrained):
     def unflatten(self, latents: Tensor) -> State:
         """Latents (n, f) as the state that they are."""
         c = self.config
-        grid, vector = latents.split([c.latent_size - c.vector, c.vector], dim=1)
-        return State(grid.unflatten(1, (c.width, c.side, c.side)), vector)
+        parts = [c.width * c.side**2, c.vector, c.body_size]
+        grid, vector, body = latents.split(parts, dim=1)
+        return State(grid.unflatten(1, (c.width, c.side, c.side)), vector, body)
 
 
 def flatten(state: State) -> Tensor:
     """A state as latents, float32 (n, f)."""
-    return torch.cat([state.grid.float().flatten(1), state.vector.float()], dim=1)
+    return torch.cat([part.float().flatten(1) for part in state], dim=1)
 
 
 def pixels(frames: Tensor) -> Tensor:

@@ -5,6 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CELL = 8  # pixels along an edge of a cell of the grid
+BODY = {
+    "robot0_eef_pos": 3,
+    "robot0_joint_pos_cos": 7,
+    "robot0_joint_pos_sin": 7,
+    "robot0_joint_vel": 7,
+    "robot0_gripper_qpos": 2,
+    "robot0_gripper_qvel": 2,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +31,16 @@ class WorldModelConfig:
     """Channels of the grid."""
     vector: int = 384
     """Length of the vector."""
+    body: tuple[str, ...] = tuple(BODY)
+    """What the robot measures of itself, by robomimic's keys; episodes to train on need them."""
+    body_size: int = sum(BODY.values())
+    """Numbers that these hold together."""
     draw: tuple[int, int] = (96, 48)
     """Channels of the renderer at a quarter and at half of the picture's resolution."""
     embed: int = 256
     """Length of the conditioning vectors."""
-    noise: float = 0.02
-    """Standard deviation of the noise on the vector at every step, in training and in use."""
+    noise: float = 0.003
+    """Noise on the body at every imagined step; in its standard deviations. It adds up."""
 
     @property
     def side(self) -> int:
@@ -37,8 +49,8 @@ class WorldModelConfig:
 
     @property
     def latent_size(self) -> int:
-        """Numbers in a latent: the grid, then the vector."""
-        return self.width * self.side**2 + self.vector
+        """Numbers in a latent: the grid, then the vector, then the body."""
+        return self.width * self.side**2 + self.vector + self.body_size
 
 
 PRESETS = {"nano": WorldModelConfig()}

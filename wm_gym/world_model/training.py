@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wm_gym.data.episodes import Episode
-from wm_gym.data.windows import Windows, holdout_episodes
+from wm_gym.data.windows import Windows, holdout_episodes, measurements
 from wm_gym.evaluation.fidelity import long_enough, replay_report
 from wm_gym.runs import Run
 from wm_gym.world_model.dynamics import State
@@ -54,6 +54,13 @@ class WorldModelTrainingConfig:
     """Decay of the averaged weights, which are what is validated and kept (WMPO: 0.9999)."""
     change_weight: float = 2.0
     """Extra weight of pixels near what differs from the first frame: what moves is small."""
+    body_weight: float = 0.1
+    """Of the errors in the body, as it is read from pictures and as it moves, beside pixels."""
+    body_noise: float = 0.01
+    """Noise on the body that every step is told, in its standard deviations: what is imagined will
+    not be exact."""
+    readings: int = 64
+    """Moments at which a body is read in a batch, drawn like its clips."""
     held_out: float = 0.08
     """Share of the episodes of every source that only validate."""
     validate_every: int = 500
@@ -76,11 +83,12 @@ def train_world_model(
     held_out = set(holdout_episodes([e.source for e in episodes], config.held_out, config.seed))
     fit = [e for i, e in enumerate(episodes) if i not in held_out]
     judged = long_enough([episodes[i] for i in sorted(held_out)])
-    windows, length = Windows(fit, memory=model.config.memory), 0
+    windows = Windows(fit, memory=model.config.memory, body=model.config.body)
+    length = 0
     learner = Learner(model, config)
     first = learner.restore(run)
     if not first:
-        draw_scene(model, fit)
+        measure(model, fit)
     report: dict[str, float] = {}
     bar = tqdm(total=config.steps, initial=first, desc="world model")
     losses, began = [], time.perf_counter()
@@ -91,6 +99,7 @@ def train_world_model(
             windows = clips(windows, length, config.beginnings)
         count = min(config.most_clips, max(1, config.transitions // length))
         batch = windows.batch(windows.sample(count, generator))
+        batch |= moments(windows, config.readings, generator)
         losses.append(learner.step(batch, step, generator))
         bar.update()
         done = step + 1
@@ -152,15 +161,43 @@ class Learner:
         rows = torch.arange(n)[:, None]
         clean = pixels(batch["future"][rows, chosen].to(device)).flatten(0, 1)
         anchor = pixels(batch["anchor"].to(device))
-        remembered = torch.cat([anchor[:, None], pixels(batch["memory"].to(device))], dim=1)
         noise = torch.randn((n, *model.noise_shape(t)), generator=generator).to(device)
+        body = self._standardised(batch["body"])  # (n, 1 + t, p)
+        valid = batch["valid"].to(device)
         with torch.autocast(device.type, torch.bfloat16):
-            states = model.roll(model.encoder(remembered), batch["actions"].to(device), noise)
-            parts = (torch.stack(part, dim=1) for part in zip(*states, strict=True))
-            drawn = model.renderer(State(*(part[rows, chosen].flatten(0, 1) for part in parts)))
-        valid = batch["valid"][rows, chosen].flatten().to(device)
+            start = model.encoder(remembered(batch, device))
+            grids, moved = self._led(start, batch["actions"].to(device), body, noise)
+            seen = grids[rows, chosen].flatten(0, 1), body[:, 1:][rows, chosen].flatten(0, 1)
+            drawn = model.renderer(*seen)
+            read = model.encoder.body(batch["moments"].to(device))
         still = anchor.repeat_interleave(each, 0)
-        return frame_loss(drawn, clean, still, valid, self.config.change_weight)
+        shown = valid[rows, chosen].flatten()
+        pixel_loss = frame_loss(drawn, clean, still, shown, self.config.change_weight)
+        change = body.diff(dim=1) / model.transition.change
+        move_loss = ((moved - change.clamp(-8, 8)).square().mean(-1) * valid).sum() / valid.sum()
+        # Absolute: squares would care for hands that are far out, and not for the millimetres.
+        read_loss = (read - self._standardised(batch["moment_bodies"])).abs().mean()
+        return pixel_loss + self.config.body_weight * (read_loss + move_loss / 2)
+
+    def _standardised(self, body: Tensor) -> Tensor:
+        return (body.to(self.model.device) - self.model.body_mean) / self.model.body_std
+
+    def _led(
+        self, state: State, actions: Tensor, body: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Play actions (n, t, a) beside the true body (n, 1 + t, p), which every step is told.
+
+        Returns the grids (n, t, d, h, w), and how far the body was thought to move at each step
+        (n, t, p).
+        """
+        transition, told = self.model.transition, body[:, :-1] + self.config.body_noise * noise
+        grids, moved = [], []
+        for t, action in enumerate(actions.unbind(1)):
+            vector, move = transition.move(state._replace(body=told[:, t]), action)
+            state = transition.follow(state.grid, vector, body[:, t + 1], action)
+            grids.append(state.grid)
+            moved.append(move)
+        return torch.stack(grids, dim=1), torch.stack(moved, dim=1)
 
     def averaged(self) -> Averaged:
         """Context in which the model has its averaged weights."""
@@ -188,6 +225,18 @@ class Learner:
             optimizer.load_state_dict(saved)
         run.rewind(state["step"] + 1)
         return state["step"]
+
+
+def remembered(batch: Mapping[str, Tensor], device: torch.device) -> Tensor:
+    """Pictures that a state begins from: the first, then the memory; (n, 1 + m, 3, H, W)."""
+    shown = torch.cat([batch["anchor"][:, None], batch["memory"]], dim=1)
+    return pixels(shown.to(device))
+
+
+def moments(windows: Windows, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Draw moments to read a body at: what is remembered there, and the body itself."""
+    batch = windows.lasting(1).batch(windows.sample(count, generator))
+    return {"moments": remembered(batch, torch.device("cpu")), "moment_bodies": batch["body"][:, 0]}
 
 
 class Averaged:
@@ -240,10 +289,25 @@ def clips(windows: Windows, length: int, beginnings: float) -> Windows:
 
 
 @torch.no_grad()
-def draw_scene(model: WorldModel, episodes: Sequence[Episode]) -> None:
-    """Give the renderer the mean first picture, so that it need not learn what stands still."""
+def measure(model: WorldModel, episodes: Sequence[Episode]) -> None:
+    """Give the model what need not be learnt: the mean first picture, the scale of the body."""
     first = torch.stack([torch.from_numpy(e.frames[0]) for e in episodes])
     model.renderer.mean.copy_(F.pixel_unshuffle(pixels(first).mean(0), 2))
+    keys, size = model.config.body, model.config.body_size
+    bodies = [
+        torch.from_numpy(measurements(e.low_dim, keys, len(e) + 1, f"An episode of {e.source!r}"))
+        for e in episodes
+    ]
+    everything = torch.cat(bodies)
+    if everything.shape[1] != size:
+        raise ValueError(
+            f"{', '.join(keys)} hold {everything.shape[1]} numbers together, and the world model's "
+            f"body_size is {size}; make them agree."
+        )
+    model.body_mean.copy_(everything.mean(0))
+    model.body_std.copy_(everything.std(0).clamp_min(1e-4))
+    changes = torch.cat([b.diff(dim=0) for b in bodies]).to(model.device) / model.body_std
+    model.transition.change.copy_(changes.square().mean(0).sqrt().clamp_min(1e-3))
 
 
 def schedule(config: WorldModelTrainingConfig, step: int) -> float:

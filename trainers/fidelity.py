@@ -1,0 +1,200 @@
+"""Replay held-out episodes under their true actions in the world model, and measure what differs.
+
+wm-gym fidelity --world-model runs/lift/world_model --episodes runs/lift/data/*.hdf5
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from trainers.wmpo import device
+from wm_gym.checks import check_count
+from wm_gym.data.episodes import Episode, load
+from wm_gym.data.windows import holdout_episodes
+from wm_gym.evaluation.fidelity import (
+    Replays,
+    long_enough,
+    measure,
+    replay_episodes,
+    rounded,
+    spread,
+    state_drift,
+)
+from wm_gym.evaluation.figures import plot_report, write_strips
+from wm_gym.evaluation.paired import provenance, write_result
+from wm_gym.evaluation.probe import KEYS, ProbeConfig, positions, train_probe
+from wm_gym.world_model.model import WorldModel
+from wm_gym.world_model.training import WorldModelTrainingConfig
+
+TABLE_STEPS = (1, 8, 16, 32, 64)
+COLUMNS = {
+    "PSNR": ("whole", "psnr"),
+    "moving": ("moving", "psnr"),
+    "other": ("whole", "psnr_other"),
+    "first": ("whole", "psnr_persistence"),
+    "previous": ("whole", "psnr_previous"),
+    "SSIM": ("whole", "ssim"),
+    "sharpness": ("moving", "sharpness"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FidelityConfig:
+    """Which world model is judged, and on what."""
+
+    episodes: tuple[Path, ...]
+    """Files that the world model was trained on, all episodes of a source and no others: only then
+    are the episodes held out here the ones that were held out there."""
+    world_model: str = "lift"
+    """A folder, a bundled name or a Hub id."""
+    out: Path = Path("runs/fidelity")
+    """Folder for fidelity.json, fidelity.png and strip.png."""
+    steps: int = 64
+    """Control steps that are replayed; shorter episodes are left out."""
+    held_out: float = WorldModelTrainingConfig().held_out
+    """Share of the episodes of every source that is judged, as in the world model's training."""
+    seed: int = WorldModelTrainingConfig().seed
+    """Of the choice of these episodes, as in the world model's training."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    """How the network learns that reads positions from pictures."""
+
+
+def fidelity(config: FidelityConfig) -> None:
+    """Replay held-out episodes in a world model: PSNR, SSIM, sharpness and drift by step."""
+    check_count("steps", config.steps)
+    check_count("probe.steps", config.probe.steps)
+    model = WorldModel.from_pretrained(config.world_model, device=device())
+    episodes = load(config.episodes)
+    _check_sizes(episodes, model.config.image_size)
+    held = holdout_episodes([e.source for e in episodes], config.held_out, config.seed)
+    judged = long_enough([episodes[i] for i in held], config.steps)
+    numbers = [i for i in held if len(episodes[i]) >= config.steps]
+    apart = set(held)
+    fit = [episode for i, episode in enumerate(episodes) if i not in apart]
+    print(
+        f"{len(held)} of {len(episodes)} episodes are held out, {len(judged)} of them judged; left "
+        f"out for having less than {config.steps} steps: {len(held) - len(judged)}"
+    )
+    replays = replay_episodes(model, judged, config.steps)
+    figures = measure(replays)
+    report = {
+        **provenance([config.seed]),
+        "world_model": config.world_model,
+        "files": [str(path) for path in config.episodes],
+        "steps": config.steps,
+        "episodes": {
+            "all": len(episodes),
+            "held_out": len(held),
+            "too_short": len(held) - len(judged),
+            "judged": len(judged),
+            "judged_successes": sum(e.succeeded for e in judged),
+            "judged_sources": dict(Counter(e.source for e in judged)),
+        },
+        "by_step": _nested(figures),
+        "drift": _drift(replays, judged, fit, config.probe),
+        "rows": _rows(figures, judged, numbers),
+    }
+    write_result(config.out / "fidelity.json", report)
+    plot_report(config.out / "fidelity.png", report)
+    write_strips(config.out / "strip.png", _strips(replays, report["rows"]))
+    print(table(report))
+    print(f"Written to {config.out}: fidelity.json, fidelity.png, strip.png")
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """A report as plain text at `TABLE_STEPS`: means of episodes, and medians of the drift."""
+    drift = report["drift"].get("by_step", {})
+    lines = [["step", *COLUMNS, *(f"{thing} mm" for thing in drift)]]
+    for step in (step for step in TABLE_STEPS if step <= report["steps"]):
+        values = [report["by_step"][a][b]["mean"][step - 1] for a, b in COLUMNS.values()]
+        cells = ["-" if v is None else f"{v:.2f}" for v in values]
+        for things in drift.values():
+            imagined, real = (things[name]["q50"][step - 1] for name in ("imagined", "real"))
+            cells.append(f"{imagined:.1f} ({real:.1f})")
+        lines.append([str(step), *cells])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
+    note = "in brackets: the probe's own error on real pictures" if drift else ""
+    return "\n".join([*text, note or f"Without drift: {report['drift']['left_out']}"])
+
+
+def _check_sizes(episodes: Sequence[Episode], size: int) -> None:
+    found = {e.frames.shape[1:3] for e in episodes}
+    if found != {(size, size)}:
+        raise ValueError(
+            f"The world model draws pictures of {size} x {size}; the episodes have "
+            f"{', '.join(f'{h} x {w}' for h, w in sorted(found)) or 'none'}. Pass episodes that it "
+            "could have been trained on."
+        )
+
+
+def _nested(figures: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """Group what is named "<group>/<figure>", (n, t): group -> figure -> its `spread`."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, values in figures.items():
+        group, name = key.split("/")
+        found.setdefault(group, {})[name] = spread(values)
+    return found
+
+
+def _drift(
+    replays: Replays, judged: Sequence[Episode], fit: Sequence[Episode], config: ProbeConfig
+) -> dict[str, Any]:
+    """Train the probe and apply it, or say under `left_out` why that cannot be."""
+    known, learnt = ([e for e in part if positions(e) is not None] for part in (judged, fit))
+    for name, part, having in (("judged", judged, known), ("training", fit, learnt)):
+        if not having:
+            return {
+                "left_out": f"none of {len(part)} {name} episodes has {' and '.join(KEYS.values())}"
+            }
+    probe = train_probe(learnt, config, device())
+    away = state_drift(replays, judged, probe)
+    return {
+        "episodes": len(known),
+        "training_episodes": len(learnt),
+        "probe_weights": sum(p.numel() for p in probe.parameters()),
+        "probe_median_mm": {k: rounded(float(away[f"{k}/real"].median())) for k in KEYS},
+        "by_step": _nested(away),
+    }
+
+
+def _rows(
+    figures: Mapping[str, Tensor], judged: Sequence[Episode], numbers: Sequence[int]
+) -> list[dict[str, Any]]:
+    """What was judged: `number` counts through all files; dB are means over the steps."""
+    decibels = {name: figures[name].nanmean(1).tolist() for name in ("whole/psnr", "moving/psnr")}
+    return [
+        {
+            "number": number,
+            "source": episode.source,
+            "start": episode.start,
+            "success": episode.succeeded,
+            "psnr": rounded(decibels["whole/psnr"][i]),
+            "psnr_moving": rounded(decibels["moving/psnr"][i]),
+        }
+        for i, (number, episode) in enumerate(zip(numbers, judged, strict=True))
+    ]
+
+
+def _strips(
+    replays: Replays, rows: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Pick the best, the median and the worst episode by their mean PSNR."""
+    order = sorted(range(len(rows)), key=lambda i: rows[i]["psnr"], reverse=True)
+    picked = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
+    return [
+        (
+            f"{name}: episode {rows[i]['number']}, {rows[i]['source']}, {rows[i]['psnr']:.1f} dB; "
+            "real above, imagined below",
+            replays.real[i, 1:].numpy(),
+            replays.imagined[i].numpy(),
+        )
+        for name, i in picked.items()
+    ]

@@ -1,0 +1,89 @@
+"""What a fidelity report looks like: curves by step, and strips of real pictures above imagined."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from wm_gym.evaluation.video import enlarge, label
+from wm_gym.files import replacing
+
+STRIP_STEPS = (1, 8, 16, 24, 32, 48, 64)
+
+_PSNR = {
+    "imagined": ("whole", "psnr", "C0", "-"),
+    "imagined, moving region": ("moving", "psnr", "C0", "--"),
+    "under other actions": ("whole", "psnr_other", "C3", "-"),
+    "first picture held": ("whole", "psnr_persistence", "0.5", "-"),
+}
+_SHARPNESS = {
+    "whole": ("whole", "sharpness", "C0", "-"),
+    "moving region": ("moving", "sharpness", "C0", "--"),
+}
+
+
+def plot_report(path: str | Path, report: Mapping[str, Any]) -> None:
+    """Draw the `by_step` and `drift` of a fidelity report: dB, sharpness, and drift if measured."""
+    by_thing = report["drift"].get("by_step", {})
+    panels = 3 if by_thing else 2
+    figure = Figure(figsize=(4.6 * panels, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, panels)
+    _curves(axes[0], report["by_step"], _PSNR, "PSNR (dB), mean of episodes")
+    _curves(axes[1], report["by_step"], _SHARPNESS, "gradient energy, imagined / real")
+    axes[1].axhline(1, color="0.8", linewidth=0.8, zorder=0)
+    if by_thing:
+        pairs = [(thing, color) for thing, color in zip(by_thing, ("C0", "C1"), strict=True)]
+        lines = {thing: (thing, "imagined", color, "-") for thing, color in pairs}
+        lines |= {f"{thing}, probe's own": (thing, "real", color, ":") for thing, color in pairs}
+        _curves(axes[2], by_thing, lines, "drift (mm), median of episodes", "q50")
+        axes[2].set_ylim(bottom=0)
+    with replacing(path) as aside:
+        figure.savefig(aside, dpi=120)
+
+
+def _curves(
+    axes: Axes,
+    values: Mapping[str, Any],
+    lines: Mapping[str, tuple[str, str, str, str]],
+    title: str,
+    statistic: str = "mean",
+) -> None:
+    for name, (group, figure, color, style) in lines.items():
+        by_step = [math.nan if v is None else v for v in values[group][figure][statistic]]
+        steps = np.arange(1, len(by_step) + 1)
+        axes.plot(steps, by_step, style, color=color, label=name, marker="." * (len(steps) == 1))
+    axes.set(xlabel="control step", title=title)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small")
+
+
+def write_strips(path: str | Path, strips: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> None:
+    """Write film strips (title, real, imagined), one above the other, as a picture.
+
+    real and imagined: uint8 (t, H, W, 3), the pictures after each action.
+    """
+    rows = [film_strip(*strip) for strip in strips]
+    with replacing(path) as aside:
+        Image.fromarray(np.concatenate(rows)).save(aside)
+
+
+def film_strip(title: str, real: np.ndarray, imagined: np.ndarray) -> np.ndarray:
+    """Real above imagined at `STRIP_STEPS`, as far as there are: (t, H, W, 3) to (h, w, 3) uint8.
+
+    Pictures are enlarged by a whole factor to at least 128 pixels.
+    """
+    at = [step for step in STRIP_STEPS if step <= len(real)]
+    line = np.zeros_like(real[:, :1])  # a row of pixels between the two
+    pairs = np.concatenate([real, line, imagined], axis=1)[[step - 1 for step in at]]
+    pairs = enlarge(pairs, math.ceil(128 / max(real.shape[1:3])))
+    columns = [label(pair[None], f"step {step}")[0] for step, pair in zip(at, pairs, strict=True)]
+    return label(np.concatenate(columns, axis=1)[None], title)[0]
