@@ -36,6 +36,17 @@ def check_count(name: str, value: Any, most: int | None = None) -> int:
     return count
 
 
+def check_block(actions: torch.Tensor, most: int) -> None:
+    """Raise ValueError where a world model is given a block of less than 1 or over `most` actions.
+
+    actions: (n, k, a).
+    """
+    if not 1 <= actions.shape[1] <= most:
+        raise ValueError(
+            f"A block has 1 to {most} actions, got {actions.shape[1]}; split longer ones."
+        )
+
+
 def parse_autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
     """Read "NextStep", "next_step", "NEXT_STEP" or the member itself, and so on for all three."""
     if isinstance(mode, AutoresetMode):

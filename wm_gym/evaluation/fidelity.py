@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +15,7 @@ from tqdm import tqdm
 from wm_gym.data.episodes import Episode
 from wm_gym.evaluation.probe import KEYS, PositionProbe, distances, positions
 from wm_gym.noise import row_noise
-
-if TYPE_CHECKING:
-    from wm_gym.world_model.model import WorldModel
+from wm_gym.world_model.model import WorldModel, pixels
 
 STEPS = (1, 8, 16, 32, 48)  # where a replay is judged
 GAINS = {
@@ -171,11 +169,18 @@ def _measure_step(replays: Replays, step: int) -> dict[str, Tensor]:
 def moving(pictures: Tensor, first: Tensor) -> Tensor:
     """Where pictures uint8 (n, H, W, 3) differ from the first ones; bool (n, H, W).
 
-    As in the world model's loss: a value of the pixel, or of one within 2 pixels of it, differs by
-    more than 0.15 where values go from -1 to 1.
+    As in the world model's loss, see `changed`.
     """
-    difference = (pictures.float() - first.float()).abs().amax(-1) / 127.5
-    return F.max_pool2d(difference[:, None], 5, stride=1, padding=2)[:, 0] > 0.15
+    return changed(pixels(pictures), pixels(first))
+
+
+def changed(pictures: Tensor, first: Tensor) -> Tensor:
+    """Where pictures (n, 3, H, W) in [-1, 1] differ from the first ones; bool (n, H, W).
+
+    A value of the pixel, or of one within 2 pixels of it, differs by more than 0.15.
+    """
+    difference = (pictures - first).abs().amax(1, keepdim=True)
+    return F.max_pool2d(difference, 5, stride=1, padding=2)[:, 0] > 0.15
 
 
 def edge_map(pictures: Tensor) -> Tensor:

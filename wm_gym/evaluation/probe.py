@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from wm_gym.data.episodes import Episode
+from wm_gym.world_model.model import pixels
 
 POINTS = 32  # places in a picture that the probe looks for
 KEYS = {"gripper": "robot0_eef_pos", "object": "object"}
@@ -57,7 +58,7 @@ class PositionProbe(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Pictures uint8 (n, H, W, 3) to metres (n, 2, 3): x, y, z of gripper and object."""
-        maps = self.maps(pictures.movedim(-1, -3).float() / 127.5 - 1)  # (n, points, h, w)
+        maps = self.maps(pixels(pictures))  # (n, points, h, w)
         share = maps.flatten(2).softmax(-1).view_as(maps)
         places = [
             (share.sum(other) * torch.linspace(-1, 1, size, device=maps.device)).sum(-1)

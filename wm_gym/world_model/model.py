@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wm_gym.checks import check_block
 from wm_gym.hub import Pretrained
 from wm_gym.world_model.dynamics import Encoder, Renderer, State, Transition
 from wm_gym.world_model.memory import Memory
@@ -64,9 +65,8 @@ class WorldModel(nn.Module, Pretrained):
     def decode(self, latents: Tensor) -> Tensor:
         """Draw latents (n, t, f) as pictures, uint8 (n, t, H, W, 3)."""
         state = self.unflatten(latents.flatten(0, 1))
-        shown = self.renderer(state.grid, state.body)
-        shown = ((shown + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return shown.permute(0, 2, 3, 1).unflatten(0, latents.shape[:2]).contiguous()
+        drawn = self.renderer(state.grid, state.body)
+        return to_frames(drawn).unflatten(0, latents.shape[:2])
 
     def begin(self, frames: Tensor) -> Memory:
         """Remember pictures, uint8 (n, t, H, W, 3), t >= 1: the first, and the last `memory`."""
@@ -78,11 +78,7 @@ class WorldModel(nn.Module, Pretrained):
         noise: (n, k, p) standard normal, all the randomness there is. Returns the memory after
         these frames and their latents, float32 (n, k, f); all fresh.
         """
-        if not 1 <= actions.shape[1] <= self.config.max_chunk:
-            raise ValueError(
-                f"A block has 1 to {self.config.max_chunk} actions, got {actions.shape[1]}; split "
-                "longer ones."
-            )
+        check_block(actions, self.config.max_chunk)
         states = self.roll(self.unflatten(memory.state), actions, noise)
         latents = torch.stack([flatten(state) for state in states], dim=1)
         return Memory(latents[:, -1].clone()), latents
@@ -112,3 +108,9 @@ def flatten(state: State) -> Tensor:
 def pixels(frames: Tensor) -> Tensor:
     """Turn pictures uint8 (..., H, W, 3) into float32 (..., 3, H, W) in [-1, 1]."""
     return frames.movedim(-1, -3).float() / 127.5 - 1
+
+
+def to_frames(drawn: Tensor) -> Tensor:
+    """Turn (..., 3, H, W), about [-1, 1], into pictures uint8 (..., H, W, 3): undo `pixels`."""
+    levels = ((drawn + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return levels.movedim(-3, -1).contiguous()

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from wm_gym.data.episodes import Episode
 from wm_gym.data.windows import Windows, holdout_episodes, measurements
-from wm_gym.evaluation.fidelity import long_enough, replay_report
+from wm_gym.evaluation.fidelity import changed, long_enough, replay_report
 from wm_gym.runs import Run
 from wm_gym.world_model.dynamics import State
 from wm_gym.world_model.model import WorldModel, pixels
@@ -262,12 +262,10 @@ def frame_loss(
 ) -> Tensor:
     """Mean squared error over valid pictures, what changed since the anchor counting more.
 
-    drawn, clean, anchor: (m, 3, H, W) in [-1, 1]; valid: (m,) bool. A pixel has changed when one of
-    its values, or of a pixel's within 2 of it, differs by more than 0.15.
+    drawn, clean, anchor: (m, 3, H, W) in [-1, 1]; valid: (m,) bool. What has changed: see
+    `wm_gym.evaluation.fidelity.changed`.
     """
-    difference = (clean - anchor).abs().amax(1, keepdim=True)
-    changed = (F.max_pool2d(difference, 5, stride=1, padding=2) > 0.15).float()
-    weight = (1 + change_weight * changed) * valid[:, None, None, None]
+    weight = (1 + change_weight * changed(clean, anchor)[:, None]) * valid[:, None, None, None]
     error = (drawn - clean).square() * weight
     return error.sum() / (weight.sum() * clean.shape[1]).clamp(min=1)
 

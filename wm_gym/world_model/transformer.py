@@ -12,10 +12,11 @@ from diffusers import AutoencoderKL
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
+from wm_gym.checks import check_block
 from wm_gym.hub import Pretrained
 from wm_gym.world_model.blocks import PARTS, Layer, Past, adapt, turns
 from wm_gym.world_model.flow import sample
-from wm_gym.world_model.model import pixels
+from wm_gym.world_model.model import pixels, to_frames
 
 FREQUENCIES = 256  # numbers that a noise level is told in
 AT_ONCE = 64  # pictures in one call of the autoencoder, whose maps are large
@@ -159,8 +160,7 @@ class VideoTransformer(nn.Module, Pretrained):
             self.autoencoder.decode(part).sample.float()
             for part in scaled.unflatten(1, (c.latent_channels, c.side, c.side)).split(AT_ONCE)
         ]
-        shown = ((torch.cat(drawn) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return shown.permute(0, 2, 3, 1).unflatten(0, latents.shape[:2]).contiguous()
+        return to_frames(torch.cat(drawn)).unflatten(0, latents.shape[:2])
 
     def begin(self, frames: Tensor) -> VideoMemory:
         """Remember pictures, uint8 (n, t, H, W, 3), t >= 1: the first, and the last `memory`."""
@@ -197,11 +197,7 @@ class VideoTransformer(nn.Module, Pretrained):
 
         They follow the known frames under actions (n, k, 7).
         """
-        if not 1 <= actions.shape[1] <= self.config.max_chunk:
-            raise ValueError(
-                f"A block has 1 to {self.config.max_chunk} actions, got {actions.shape[1]}; split "
-                "longer ones."
-            )
+        check_block(actions, self.config.max_chunk)
         told = self.tell(t, self.action(actions))
         x, _ = self.run(noisy, told, known.pasts)
         shift, scale = self.told_last(told)[:, :, None].chunk(2, dim=-1)
