@@ -77,13 +77,16 @@ def starts(config: WMPOConfig, run: Run) -> dict[str, Any]:
 
 
 def demonstrations(config: WMPOConfig, run: Run) -> dict[str, Any]:
-    """Record the expert, and the expert that errs, from different training starts."""
+    """Record the expert, and the expert that errs, from different training starts.
+
+    Play comes first in the order: with more or fewer demonstrations it stays as it was.
+    """
     pool_of_starts = load_starts(config.task, "train", run.folder)
     order = np.random.default_rng(config.seed).permutation(len(pool_of_starts))
-    cut, end = config.demonstrations, config.demonstrations + config.play
+    cut, end = config.play, config.play + config.demonstrations
     parts = {
-        "demonstrations": (order[:cut], DEMONSTRATION),
-        "play": (order[cut:end], PLAY),
+        "play": (order[:cut], PLAY),
+        "demonstrations": (order[cut:end], DEMONSTRATION),
     }
     with simulations(config) as pool:
         for source, (indices, expert) in parts.items():
