@@ -44,7 +44,7 @@ class WMPOConfig:
     task: str = "Lift"
     budget: int = 128
     """Real episodes of the base policy (the paper's P: 128 or 1280)."""
-    demonstrations: int = 10
+    demonstrations: int = 7
     """Real episodes of the scripted expert that the base policy clones."""
     play: int = 290
     """Real episodes of an expert that errs on purpose, for world model and classifier."""
@@ -118,7 +118,8 @@ def clone(config: WMPOConfig, run: Run) -> dict[str, Any]:
             return float(played.success.mean())
 
         stage = run.stage("clone")
-        policy = bc.train(config.clone, TokenVLA(TokenVLAConfig()), chunks, stage, success)
+        settings = replace(config.clone, seed=config.seed)
+        policy = bc.train(settings, TokenVLA(TokenVLAConfig()), chunks, stage, success)
     keep(policy, run.folder / "policy_base")
     scores = [row["eval/score"] for row in stage.metrics()]
     best = wilson(round(max(scores) * n), n)
@@ -159,7 +160,8 @@ def world_model(config: WMPOConfig, run: Run) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     model = WorldModel(PRESETS["nano"]).to(device())
     everything = episodes(run, "demonstrations", "play", "rollouts")
-    report = train_world_model(model, everything, config.world_model, run.stage("world_model"))
+    settings = replace(config.world_model, seed=config.seed)
+    report = train_world_model(model, everything, settings, run.stage("world_model"))
     model.save_pretrained(run.folder / "world_model", dtype=torch.float16)
     return report
 
@@ -170,7 +172,8 @@ def success(config: WMPOConfig, run: Run) -> dict[str, Any]:
     everything = episodes(run, "demonstrations", "play", "rollouts")
     c = model.config
     shape = SuccessConfig(channels=c.width, side=c.side, vector=c.vector + c.body_size)
-    classifier, real, imagined = train_classifier(model, everything, shape, config.success)
+    settings = replace(config.success, seed=config.seed)
+    classifier, real, imagined = train_classifier(model, everything, shape, settings)
     classifier.save_pretrained(run.folder / "success", dtype=torch.float16)
     print(
         f"Success on held-out episodes, as recorded: F1 {real.f1:.2f}, false "
