@@ -57,6 +57,8 @@ class WMPOConfig:
     """Simulator processes; one a core by default."""
     imagined_envs: int = 128
     """Imagined episodes side by side."""
+    preset: str = "nano-object"
+    """Of the world model; `nano` is never told where the object is, not even in training."""
     clone: bc.BCConfig = field(default_factory=lambda: bc.BCConfig(held_out=0.0))
     world_model: WorldModelTrainingConfig = field(default_factory=WorldModelTrainingConfig)
     success: SuccessTrainingConfig = field(default_factory=SuccessTrainingConfig)
@@ -158,7 +160,7 @@ def rollouts(config: WMPOConfig, run: Run) -> dict[str, Any]:
 def world_model(config: WMPOConfig, run: Run) -> dict[str, Any]:
     """Train the world model on everything recorded so far."""
     torch.manual_seed(config.seed)
-    model = WorldModel(PRESETS["nano"]).to(device())
+    model = WorldModel(PRESETS[config.preset]).to(device())
     everything = episodes(run, "demonstrations", "play", "rollouts")
     settings = replace(config.world_model, seed=config.seed)
     report = train_world_model(model, everything, settings, run.stage("world_model"))

@@ -242,16 +242,31 @@ def _facts(
 
 
 def measurements(
-    low_dim: Mapping[str, np.ndarray], keys: Sequence[str], rows: int, whose: str
+    low_dim: Mapping[str, np.ndarray], names: Sequence[str], rows: int, whose: str
 ) -> np.ndarray:
-    """The observations `keys` side by side, float32 (rows, p); ValueError names what is missing."""
-    missing = [key for key in keys if key not in low_dim]
+    """The observations `names` side by side, float32 (rows, p); ValueError says what is missing.
+
+    A name is a key of `low_dim`, or some numbers of one: "object[:3]" for its first three.
+    """
+    parts = [name.partition("[")[::2] for name in names]
+    missing = [key for key, _ in parts if key not in low_dim]
     if missing:
         raise ValueError(
             f"{whose} holds no {', '.join(missing)}; it has {sorted(low_dim) or 'pictures alone'}. "
             "Record it with these observations, or name others in the world model's `body`."
         )
-    return np.concatenate([np.zeros((rows, 0), np.float32), *(low_dim[k] for k in keys)], axis=1)
+    columns = [low_dim[key][:, _columns(part)] for key, part in parts]
+    return np.concatenate([np.zeros((rows, 0), np.float32), *columns], axis=1)
+
+
+def _columns(part: str) -> slice:
+    edges = part.rstrip("]").split(":") if part else ("", "")
+    if len(edges) != 2 or not all(edge.isdigit() for edge in edges if edge):
+        raise ValueError(
+            f'Name a measurement by its key, or by its key and a slice such as "object[:3]"; got '
+            f"[{part} after the key."
+        )
+    return slice(*(int(edge) if edge else None for edge in edges))
 
 
 def _open(

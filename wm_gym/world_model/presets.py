@@ -32,7 +32,8 @@ class WorldModelConfig:
     vector: int = 384
     """Length of the vector."""
     body: tuple[str, ...] = tuple(BODY)
-    """What the robot measures of itself, by robomimic's keys; episodes to train on need them."""
+    """What is measured beside the pictures, by robomimic's keys (or "key[:3]", a part of one);
+    episodes to train on need it, playing does not."""
     body_size: int = sum(BODY.values())
     """Numbers that these hold together."""
     draw: tuple[int, int] = (96, 48)
@@ -53,4 +54,9 @@ class WorldModelConfig:
         return self.width * self.side**2 + self.vector + self.body_size
 
 
-PRESETS = {"nano": WorldModelConfig()}
+PRESETS = {
+    "nano": WorldModelConfig(),
+    # For recordings that say where the object is, as simulators' do: it is read from the pictures
+    # and moved like the robot, and how a hand meets an object is learnt from far fewer episodes.
+    "nano-object": WorldModelConfig(body=(*BODY, "object[:3]"), body_size=sum(BODY.values()) + 3),
+}
