@@ -96,7 +96,14 @@ def test_a_body_is_gathered_from_files(files):
 
 
 @pytest.mark.parametrize(
-    ("keys", "row"), [(("grip", "hand"), [16, 11, 9]), (("hand", "grip"), [11, 9, 16])]
+    ("keys", "row"),
+    [
+        (("grip", "hand"), [16, 11, 9]),
+        (("hand", "grip"), [11, 9, 16]),
+        (("hand[:1]", "grip", "hand[1:2]"), [11, 16, 9]),
+        (("hand[1:]",), [9]),
+        (("hand[:]",), [11, 9]),
+    ],
 )
 def test_a_body_holds_its_keys_side_by_side_in_their_order(two, keys, row):
     assert Windows(two, body=keys).batch([4])["body"][0, 0].tolist() == row
@@ -119,6 +126,13 @@ def test_a_body_that_an_episode_does_not_hold_is_refused(two, make_episode):
         Windows(two, body=("grip", "feet", "eyes"))
     with pytest.raises(ValueError, match="An episode of 'blind' holds no grip.*pictures alone"):
         Windows([*two, make_episode(2, source="blind")], body=("grip",))
+
+
+@pytest.mark.parametrize("name", ["hand[1]", "hand[a:]", "hand[0:2:1]", "hand[-1:]"])
+def test_a_part_that_is_no_slice_of_whole_numbers_is_refused(two, name):
+    with pytest.raises(ValueError, match=r'such as "object\[:3\]"; got \[') as error:
+        Windows(two, body=(name,))
+    assert name[4:] in str(error.value)
 
 
 def test_a_body_that_a_file_does_not_hold_is_refused(files, make_episode):

@@ -19,6 +19,7 @@ from wm_gym.success.training import (
     LatentWindows,
     SuccessTrainingConfig,
     frame_labels,
+    imagined_latents,
     latents_of,
     train_classifier,
     watch,
@@ -34,11 +35,11 @@ class Levels:
     """Pictures have a level of grey, to which 0.1 x the first action value is added.
 
     A latent is a grid of zeros, and a vector of the level, 1, and whether it is imagined. What is
-    imagined is too dark by half, as an imagined cube may be too low.
+    imagined is too dark by half, as an imagined cube may be too low. Twice the level is measured.
     """
 
     device = torch.device("cpu")
-    config = SimpleNamespace(max_chunk=8)
+    config = SimpleNamespace(max_chunk=8, body=("light[1:]",))
 
     def noise_shape(self, k: int) -> tuple[int, int]:
         return (k, 1)
@@ -52,6 +53,9 @@ class Levels:
     def imagine(self, memory: Tensor, actions: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         level = memory[:, None] + 0.1 * actions[:, :, 0].cumsum(1)
         return level[:, -1], self.latent(level / 2, 1.0)
+
+    def follow(self, memory: Tensor, actions: Tensor, measured: Tensor) -> Tensor:
+        return self.latent(measured[..., 0] / 4, 1.0)
 
     def latent(self, level: Tensor, imagined: float) -> Tensor:
         latents = torch.zeros(*level.shape, 8 * 2 * 2 + 6)
@@ -73,7 +77,8 @@ def episode(first: int | None, t: int = 16, source: str = "play") -> Episode:
     frames = np.broadcast_to((255 * level).round()[:, None, None, None], (t + 1, 4, 4, 3))
     actions = np.zeros((t, 7), np.float32)
     actions[:, 0] = rise / 0.1
-    return Episode(frames.astype(np.uint8), actions, level[1:] >= 0.5, source=source)
+    light = {"light": np.stack([np.zeros(t + 1), 2 * level], axis=1).astype(np.float32)}
+    return Episode(frames.astype(np.uint8), actions, level[1:] >= 0.5, source=source, low_dim=light)
 
 
 def windows_of(*labels: str, shape: SuccessConfig = SHAPE) -> LatentWindows:
@@ -114,30 +119,37 @@ def test_the_start_of_the_next_episode_is_not_near_the_end_of_the_last():
     assert window_weights(windows_of("0000", "011"), config)[:5].tolist() == [1, 1, 1, 1, 4]
 
 
-def test_episodes_are_there_as_recorded_and_as_imagined_from_their_first_picture():
+def test_episodes_are_there_as_recorded_and_as_followed_from_their_first_picture():
     episodes = [episode(None, t=5), episode(8, t=11), episode(None, t=3)]
-    seen, imagined = latents_of(Levels(), episodes, steps=80, batch_size=2)
-    for e, recorded, replayed in zip(episodes, seen, imagined, strict=True):
-        assert recorded.shape == replayed.shape == (len(e) + 1, 38)
-        assert recorded.dtype == replayed.dtype == torch.float16
+    episodes[1].actions[:] = 0  # what was measured counts, not what comes of the actions
+    seen, followed = latents_of(Levels(), episodes, batch_size=2)
+    for e, recorded, told in zip(episodes, seen, followed, strict=True):
+        assert recorded.shape == told.shape == (len(e) + 1, 38)
+        assert recorded.dtype == told.dtype == torch.float16
         level = torch.from_numpy(e.frames[:, 0, 0, 0] / 255).float()
         expected = Levels().latent(level, 0.0)
         torch.testing.assert_close(recorded.float(), expected, atol=1e-3, rtol=0)
-        assert torch.equal(replayed[0], recorded[0])
+        assert torch.equal(told[0], recorded[0])
+        expected = Levels().latent(level / 2, 1.0)
+        torch.testing.assert_close(told[1:].float(), expected[1:], atol=3e-3, rtol=0)
+
+
+def test_an_imagined_replay_goes_by_the_actions_alone_and_for_so_many_steps():
+    episodes = [episode(8, t=11), episode(None, t=3), episode(6, t=10)]
+    for e in episodes:
+        e.low_dim.clear()
+    imagined = imagined_latents(Levels(), episodes, steps=6, batch_size=2)
+    assert [len(part) for part in imagined] == [7, 4, 7]
+    for e, replayed in zip(episodes, imagined, strict=True):
+        level = torch.from_numpy(e.frames[: len(replayed), 0, 0, 0] / 255).float()
+        torch.testing.assert_close(
+            replayed[:1].float(), Levels().latent(level[:1], 0.0), atol=1e-3, rtol=0
+        )
         expected = Levels().latent(level / 2, 1.0)
         torch.testing.assert_close(replayed[1:].float(), expected[1:], atol=3e-3, rtol=0)
 
 
-def test_only_the_first_steps_of_an_episode_are_imagined():
-    episodes = [episode(8, t=11), episode(None, t=3), episode(6, t=10)]
-    seen, imagined = latents_of(Levels(), episodes, steps=6, batch_size=2)
-    assert [len(part) for part in seen] == [12, 4, 11]
-    assert [len(part) for part in imagined] == [7, 4, 7]
-    whole = latents_of(Levels(), episodes, steps=80)[1]
-    assert all(torch.equal(a, b[: len(a)]) for a, b in zip(imagined, whole, strict=True))
-
-
-def test_what_is_not_imagined_is_not_learnt(monkeypatch):
+def test_a_training_learns_from_the_episodes_as_recorded_and_as_followed(monkeypatch):
     """One of two equal episodes of 16 steps is held out; the success comes at step 8."""
     given = []
 
@@ -149,7 +161,7 @@ def test_what_is_not_imagined_is_not_learnt(monkeypatch):
     monkeypatch.setattr(training, "LatentWindows", Noted)
     config = SuccessTrainingConfig(steps=1, batch_size=2, held_out=0.5, imagined=9)
     train_classifier(Levels(), [episode(8), episode(8)], SHAPE, config)
-    assert [(len(latents), len(labels)) for latents, labels in given] == [(17, 17), (10, 10)]
+    assert [(len(latents), len(labels)) for latents, labels in given] == [(17, 17)] * 2
     assert [int(labels.argmax()) for _, labels in given] == [8, 8]
     assert [latents[1:, 34].unique().tolist() for latents, _ in given] == [[0], [1]]
 
@@ -159,7 +171,7 @@ def test_an_episode_is_imagined_with_the_same_noise_in_any_batch():
     frames, actions = np.full((12, 8, 8, 3), 100, np.uint8), np.zeros((11, 7), np.float32)
     episodes = [Episode(frames, actions, np.zeros(11, bool)) for _ in range(5)]
     model = FakeWorldModel(noise=0.1)
-    together, apart = (latents_of(model, episodes, 80, batch_size=n)[1] for n in (5, 2))
+    together, apart = (imagined_latents(model, episodes, 80, batch_size=n) for n in (5, 2))
     assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
     assert all(not torch.equal(together[0], other) for other in together[1:])
 
@@ -182,7 +194,10 @@ def test_it_learns_a_success_as_recorded_and_as_imagined(trained):
     classifier, real, imagined = trained
     for found in (real, imagined):
         assert found.f1 == 1.0 and found.false_success == 0.0
-    for latents in latents_of(Levels(), [episode(9)], 80):
+    for latents in (
+        *latents_of(Levels(), [episode(9)]),
+        imagined_latents(Levels(), [episode(9)], 80),
+    ):
         probability = watch(classifier, latents[0])
         assert probability.shape == (17,) and probability.dtype == np.float32
         assert probability[:8].max() < 0.5 < probability[11:].min()
@@ -193,7 +208,7 @@ def test_the_rule_is_chosen_on_imagined_replays_of_the_episodes_held_out(trained
     judged = [EPISODES[i] for i in holdout_episodes(["play"] * 16, 0.25, QUICK.seed)]
     recorded, replayed = (
         [watch(classifier, latents) for latents in part]
-        for part in latents_of(Levels(), judged, 80)
+        for part in (latents_of(Levels(), judged)[0], imagined_latents(Levels(), judged, 80))
     )
     labels = [frame_labels(e) for e in judged]
     hold, found = choose_rule(replayed, labels, QUICK.false_success_limit)
@@ -212,8 +227,8 @@ def model() -> WorldModel:
 
 def noisy(seed: int, first: int, t: int = 10) -> Episode:
     frames = np.random.default_rng(seed).integers(0, 256, (t + 1, 16, 16, 3)).astype(np.uint8)
-    done = np.arange(1, t + 1) >= first
-    return Episode(frames, np.zeros((t, 7), np.float32), done, source="play")
+    done, x = np.arange(1, t + 1) >= first, np.zeros((t + 1, 2), np.float32)
+    return Episode(frames, np.zeros((t, 7), np.float32), done, source="play", low_dim={"x": x})
 
 
 def test_training_repeats_with_its_seed(model):

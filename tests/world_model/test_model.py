@@ -202,6 +202,28 @@ def test_noise_is_added_to_the_body_before_every_step(model, monkeypatch):
     assert torch.equal(latents[:, :, :48], rest[:, None].expand(-1, 3, -1))
 
 
+def test_what_is_measured_is_told_in_its_own_units_after_every_step(model):
+    memory, actions, _ = given(model, k=5)
+    model.body_mean.copy_(torch.tensor([1.0, -2.0, 0.5]))
+    model.body_std.copy_(torch.tensor([0.5, 4.0, 1.0]))
+    measured = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(2))
+    latents = model.follow(memory, actions, measured)
+    assert latents.shape == (2, 5, 51) and latents.dtype == torch.float32
+    expected = (measured - torch.tensor([1.0, -2.0, 0.5])) / torch.tensor([0.5, 4.0, 1.0])
+    torch.testing.assert_close(latents[:, :, 48:], expected)
+    other = measured.clone()
+    other[:, 2] += 1
+    changed = differ(latents, model.follow(memory, actions, other))
+    assert changed == [[False] * 2 + [True] * 3] * 2
+
+
+def test_told_what_it_imagines_anyway_it_imagines_the_same(model):
+    memory, actions, noise = given(model, k=5)
+    _, imagined = model.imagine(memory, actions, torch.zeros_like(noise))
+    told = imagined[:, :, 48:] * model.body_std + model.body_mean
+    torch.testing.assert_close(model.follow(memory, actions, told), imagined)
+
+
 def test_rows_do_not_depend_on_each_other(model):
     memory, actions, noise = given(model, n=3)
     _, together = model.imagine(memory, actions, noise)

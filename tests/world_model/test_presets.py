@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.presets import PRESETS, WorldModelConfig
 
@@ -17,8 +19,14 @@ def test_nano_measures_a_hand_seven_joints_and_two_fingers():
     assert PRESETS["nano"].body_size == 3 + 3 * 7 + 2 * 2
 
 
-def test_nano_fits_under_ten_megabytes_in_half_precision():
-    model = WorldModel(PRESETS["nano"])
+def test_an_object_has_a_place_beside_what_the_robot_measures():
+    robot, both = PRESETS["nano"], PRESETS["nano-object"]
+    assert both.body == (*robot.body, "object[:3]") and both.body_size == robot.body_size + 3
+
+
+@pytest.mark.parametrize("preset", ["nano", "nano-object"])
+def test_nano_fits_under_ten_megabytes_in_half_precision(preset):
+    model = WorldModel(PRESETS[preset])
     assert sum(p.numel() for p in model.parameters()) * 2 < 10e6
 
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm, trange
 
 from wm_gym.data.episodes import Episode
-from wm_gym.data.windows import holdout_episodes
+from wm_gym.data.windows import holdout_episodes, measurements
 from wm_gym.evaluation.fidelity import replay_latents
 from wm_gym.success.calibration import Calibration, calibrate, choose_rule
 from wm_gym.success.classifier import SuccessClassifier, SuccessConfig
@@ -35,8 +35,8 @@ class SuccessTrainingConfig:
     """Extra weight of the windows that end within `near` steps before a success."""
     near: int = 12
     imagined: int = 80
-    """Steps of an episode that are imagined: later, what came of it may be none of the model's
-    doing any more."""
+    """Steps of an episode that are imagined to choose the rule: later, what really came of it may
+    be none of the model's doing any more."""
     held_out: float = 0.2
     """Share of the episodes of every source that only calibrate."""
     false_success_limit: float = 0.05
@@ -52,10 +52,11 @@ def train_classifier(
 ) -> tuple[SuccessClassifier, Calibration, Calibration]:
     """Train on the latents of `episodes`, on the model's device, with what really came of them.
 
-    Every episode is there twice: as recorded, and imagined from its first picture under its
-    actions, so that the classifier knows how the model draws a grasp that fails. Returns the
-    classifier with the rule that `choose_rule` finds on imagined replays of the episodes held out,
-    what they say of that rule as recorded, and what as imagined.
+    Every episode is there twice: as recorded, and imagined under its actions by a model that is
+    told what was measured, so that the classifier knows how the model shows a grasp that fails, and
+    a label always fits what is shown. Returns the classifier with the rule that `choose_rule` finds
+    on imagined replays of the episodes held out, what they say of that rule as recorded, and what
+    as imagined.
     """
     if not any(e.succeeded for e in episodes):
         raise ValueError(
@@ -64,9 +65,9 @@ def train_classifier(
         )
     held_out = set(holdout_episodes([e.source for e in episodes], config.held_out, config.seed))
     labels = [frame_labels(e) for e in episodes]
-    seen, imagined = latents_of(model, episodes, config.imagined)
+    seen, followed = latents_of(model, episodes)
     fit = [i for i in range(len(episodes)) if i not in held_out]
-    parts = [(part[i], labels[i][: len(part[i])]) for part in (seen, imagined) for i in fit]
+    parts = [(part[i], labels[i]) for part in (seen, followed) for i in fit]
     windows = LatentWindows(*map(list, zip(*parts, strict=True)), shape)
     weights = window_weights(windows, config)
     torch.manual_seed(config.seed)
@@ -93,8 +94,9 @@ def train_classifier(
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     classifier.eval()
     judged = sorted(held_out)
-    watched = [watch(classifier, imagined[i]) for i in judged]
-    truth = [labels[i][: len(imagined[i])] for i in judged]
+    imagined = imagined_latents(model, [episodes[i] for i in judged], config.imagined)
+    watched = [watch(classifier, latents) for latents in imagined]
+    truth = [labels[i][: len(x)] for i, x in zip(judged, imagined, strict=True)]
     hold, found = choose_rule(watched, truth, config.false_success_limit)
     classifier.config = replace(shape, threshold=found.threshold, hold_k=hold, hold_n=hold)
     watched, truth = [watch(classifier, seen[i]) for i in judged], [labels[i] for i in judged]
@@ -104,26 +106,57 @@ def train_classifier(
 
 @torch.inference_mode()
 def latents_of(
-    model: WorldModel, episodes: Sequence[Episode], steps: int, batch_size: int = 32
+    model: WorldModel, episodes: Sequence[Episode], batch_size: int = 32
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Latents (t + 1, f) float16 on the CPU of every episode, as recorded and as imagined.
+    """Latents (t + 1, f) float16 on the CPU of every episode, as recorded and as followed.
 
-    At most `steps` steps of an episode are imagined, from its first picture.
+    Followed: imagined from its first picture, told at every step what was measured.
     """
-    seen, imagined = [], []
+    seen, followed = [], []
     for first in tqdm(range(0, len(episodes), batch_size), "latents", leave=False):
         batch = episodes[first : first + batch_size]
-        lengths = [min(len(e), steps) for e in batch]
-        actions = torch.zeros(len(batch), max(lengths), batch[0].actions.shape[1])
+        measured = [_measured(model, e) for e in batch]
+        with torch.autocast(model.device.type, torch.bfloat16):
+            for episode in batch:
+                frames = torch.from_numpy(episode.frames)[None]
+                seen.append(model.encode(frames)[0].half().cpu())
+            begun = torch.from_numpy(np.stack([e.frames[:1] for e in batch]))
+            actions = padded([e.actions for e in batch]).to(model.device)
+            told = padded([body[1:] for body in measured]).to(model.device)
+            shown = model.follow(model.begin(begun.to(model.device)), actions, told).half().cpu()
         for row, episode in enumerate(batch):
-            actions[row, : lengths[row]] = torch.from_numpy(episode.actions[: lengths[row]])
-            with torch.autocast(model.device.type, torch.bfloat16):
-                seen.append(model.encode(torch.from_numpy(episode.frames)[None])[0].half().cpu())
+            followed.append(torch.cat([seen[first + row][:1], shown[row, : len(episode)]]))
+    return seen, followed
+
+
+def imagined_latents(
+    model: WorldModel, episodes: Sequence[Episode], steps: int, batch_size: int = 32
+) -> list[Tensor]:
+    """Latents (t + 1, f) float16 on the CPU of replays from the first pictures, t at most `steps`.
+
+    The first is that of the picture itself.
+    """
+    imagined = []
+    for first in range(0, len(episodes), batch_size):
+        batch = episodes[first : first + batch_size]
         begun = torch.from_numpy(np.stack([e.frames[0] for e in batch]))
-        replayed = replay_latents(model, begun, actions, seed=first).half().cpu()
-        for row, length in enumerate(lengths):
-            imagined.append(torch.cat([seen[first + row][:1], replayed[row, :length]]))
-    return seen, imagined
+        actions = padded([e.actions[:steps] for e in batch])
+        replayed = replay_latents(model, begun, actions, seed=first)
+        with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16):
+            shown = model.encode(begun[:, None])  # (b, 1, f)
+        latents = torch.cat([shown, replayed], dim=1).half().cpu()
+        imagined += [latents[row, : 1 + min(len(e), steps)] for row, e in enumerate(batch)]
+    return imagined
+
+
+def padded(arrays: Sequence[np.ndarray]) -> Tensor:
+    """Stack arrays (t, d) of different lengths, (n, longest, d) with zeros behind."""
+    return nn.utils.rnn.pad_sequence([torch.from_numpy(array) for array in arrays], True)
+
+
+def _measured(model: WorldModel, episode: Episode) -> np.ndarray:
+    whose = f"An episode of {episode.source!r}"
+    return measurements(episode.low_dim, model.config.body, len(episode) + 1, whose)
 
 
 class LatentWindows:

@@ -83,6 +83,20 @@ class WorldModel(nn.Module, Pretrained):
         latents = torch.stack([flatten(state) for state in states], dim=1)
         return Memory(latents[:, -1].clone()), latents
 
+    def follow(self, memory: Memory, actions: Tensor, measured: Tensor) -> Tensor:
+        """Imagine frames under actions (n, t, 7), told after each what was measured, (n, t, p).
+
+        So recorded episodes are imagined without going astray: what the latents show is what really
+        came of the actions. No noise; returns latents, float32 (n, t, f).
+        """
+        state, latents = self.unflatten(memory.state), []
+        bodies = (measured - self.body_mean) / self.body_std
+        for action, body in zip(actions.unbind(1), bodies.unbind(1), strict=True):
+            vector, _ = self.transition.move(state, action)
+            state = self.transition.follow(state.grid, vector, body, action)
+            latents.append(flatten(state))
+        return torch.stack(latents, dim=1)
+
     def roll(self, state: State, actions: Tensor, noise: Tensor) -> list[State]:
         """Move a state on under actions (n, t, a), with noise (n, t, p); returns the t states."""
         states = []
