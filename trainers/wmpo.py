@@ -20,6 +20,7 @@ import torch
 from policies.token import TokenVLA, TokenVLAConfig
 from trainers import bc, grpo
 from trainers.rollout import autocast, evaluate, make_env
+from wm_gym.checks import check_choice
 from wm_gym.data.collection import TAIL, draw_starts, record_expert, record_policy
 from wm_gym.data.episodes import Episode, load
 from wm_gym.evaluation.statistics import rate, wilson
@@ -228,10 +229,11 @@ STAGES: dict[str, Stage] = {
 def do(stage: str, config: WMPOConfig, stages: Mapping[str, Stage]) -> dict[str, Any]:
     """Do one of the `stages` unless it is done, and return its report.
 
-    Raises ValueError for an unknown task, before anything is written, and FileNotFoundError where
-    a stage before it is missing.
+    Raises ValueError for an unknown task or preset, before anything is written, and
+    FileNotFoundError where a stage before it is missing.
     """
     get_task(config.task)
+    check_choice("preset", config.preset, tuple(PRESETS))
     run = Run(config.out, config, resume=True)
     names = list(stages)
     for earlier in names[: names.index(stage)]:

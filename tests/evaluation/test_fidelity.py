@@ -25,6 +25,7 @@ from wm_gym.evaluation.fidelity import (
     spread,
     ssim_map,
     state_drift,
+    steps_to_judge,
 )
 from wm_gym.noise import row_noise
 from wm_gym.world_model.model import pixels
@@ -154,6 +155,12 @@ def test_only_episodes_that_are_long_enough_are_judged():
     assert replay_report(FakeWorldModel(), episodes, steps=(16,)) == replay_report(
         FakeWorldModel(), kept, steps=(16,)
     )
+
+
+def test_replays_are_judged_at_the_steps_that_two_episodes_have():
+    """Of 1, 8, 16, 32 and 48."""
+    assert steps_to_judge([brighten(0, 15), brighten(1, 16), brighten(2, 40)]) == (1, 8, 16)
+    assert steps_to_judge([brighten(0, 7), brighten(1, 60)]) == (1,)
 
 
 def test_a_single_episode_is_refused():

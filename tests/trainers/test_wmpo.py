@@ -28,6 +28,12 @@ def test_an_unknown_task_is_refused_before_anything_is_written(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_an_unknown_preset_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="preset must be one of 'nano', .*'huge'"):
+        wmpo.do("starts", WMPOConfig(preset="huge", out=tmp_path / "run"), wmpo.STAGES)
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_config_is_refused_in_the_same_folder(tmp_path):
     wmpo.do("one", WMPOConfig(out=tmp_path), {"one": lambda c, r: {}})
     with pytest.raises(ValueError, match="budget: 128 there, 64 now"):

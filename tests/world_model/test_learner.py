@@ -69,6 +69,23 @@ def test_gradients_are_clipped_and_fresh_at_every_step(small):
         assert 0 < sum(squares) ** 0.5 <= 1e-3 * 1.001
 
 
+def test_the_gradients_of_the_parts_of_a_batch_are_averaged(small):
+    batch = batch_of([counting(0)], [0, 5], block=2)
+    halves = training.split(batch, 2)
+    found = []
+    for part in halves:
+        model = small(0)
+        config = WorldModelTrainingConfig(grad_clip=1e9)
+        loss = Learner(model, config).step(part, 0, torch.Generator().manual_seed(0))
+        found.append((loss, model.encoder.body.leave[-1].bias.grad))
+    model = small(0)
+    learner = Learner(model, WorldModelTrainingConfig(grad_clip=1e9, parts=2, body_noise=0.0))
+    loss = learner.step(batch, 0, torch.Generator().manual_seed(0))
+    assert loss == pytest.approx((found[0][0] + found[1][0]) / 2, rel=0.02)
+    expected = (found[0][1] + found[1][1]) / 2
+    torch.testing.assert_close(model.encoder.body.leave[-1].bias.grad, expected)
+
+
 def test_averaged_weights_are_lent_and_taken_back(small):
     learner = Learner(small(0), WorldModelTrainingConfig(ema=0.5))
     for step in range(3):

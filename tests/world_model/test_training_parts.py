@@ -18,6 +18,8 @@ from wm_gym.world_model.training import (
     measure,
     moments,
     schedule,
+    since_best,
+    split,
 )
 
 # The loss.
@@ -144,6 +146,16 @@ def test_all_or_none_of_the_clips_may_be_beginnings(beginnings, expected):
     assert windows.weights.tolist() == pytest.approx(expected)
 
 
+def test_clips_come_by_the_weight_of_their_source_too():
+    """4 steps that count three times beside 2 that count once: 12 to 2."""
+    windows = Windows([blank(4, "a"), blank(2, "b")], weights={"a": 3.0})
+    found = clips(windows, length=2, beginnings=0.5).weights.tolist()
+    each = 12 / 14 / 3  # a clip of 2 fits at 3 places
+    assert found == pytest.approx(
+        [0.5 * each + 0.5 * 12 / 14, 0.5 * each, 0.5 * each, 0, 2 / 14, 0]
+    )
+
+
 def test_clips_of_clips_are_those_of_the_windows():
     windows = Windows([blank(9), blank(5)], memory=2)
     again = clips(clips(windows, 3, 0.5), 4, 0.25)
@@ -175,6 +187,20 @@ def test_moments_are_drawn_like_clips():
     x = moments(windows, 3000, torch.Generator().manual_seed(0))["moment_bodies"].flatten()
     share = [(x == at).float().mean().item() for at in (0, 10, 20)]
     assert share == pytest.approx([0.7 + 0.1, 0.1, 0.1], abs=0.03)
+
+
+def test_a_batch_is_cut_into_equal_parts_of_which_none_is_empty():
+    batch = {"clips": torch.arange(5), "moments": 10 * torch.arange(2)}
+    cut = [{k: v.tolist() for k, v in part.items()} for part in split(batch, 2)]
+    assert cut == [{"clips": [0, 1, 2], "moments": [0]}, {"clips": [3, 4], "moments": [10]}]
+    assert len(split(batch, 7)) == 2 and len(split(batch, 1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"), [([], 0), ([3], 0), ([3, 2], 1), ([3, 3], 1), ([1, 4, 2, 3], 2)]
+)
+def test_lines_since_the_best(scores, expected):
+    assert since_best([{"x": score} for score in scores], "x") == expected
 
 
 def test_the_length_of_clips_by_hand():

@@ -14,6 +14,7 @@ from wm_gym.data import Episode
 from wm_gym.data.windows import holdout_episodes
 from wm_gym.evaluation.fidelity import replay_latents
 from wm_gym.runs import Run
+from wm_gym.world_model import training
 from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.training import Learner, WorldModelTrainingConfig, train_world_model
 
@@ -184,11 +185,64 @@ def test_training_ends_with_the_averaged_weights(small, squares, tmp_path):
     assert not model.training
 
 
-def test_episodes_too_short_to_judge_are_refused_before_training(small, tmp_path, monkeypatch):
+def test_a_single_episode_to_judge_by_is_refused_before_training(small, tmp_path, monkeypatch):
     interrupted(monkeypatch, at=0)
-    with pytest.raises(ValueError, match="2 episodes of at least 48 steps, got 0 of 2"):
-        episodes = [square(seed, t=47) for seed in range(20)]
-        train_world_model(small(0), episodes, SHORT, Run(tmp_path))
+    with pytest.raises(ValueError, match="2 episodes of at least 1 steps, got 1 of 1"):
+        train_world_model(small(0), [square(s) for s in range(10)], SHORT, Run(tmp_path))
+
+
+def test_short_episodes_are_judged_at_the_steps_that_they_have(small, tmp_path):
+    episodes = [square(seed, t=15) for seed in range(20)]
+    report = train_world_model(small(0), episodes, SHORT, Run(tmp_path))
+    assert sorted(report) == sorted(
+        f"{name}/{step}" for name in ("psnr", "psnr_first", "psnr_other") for step in (1, 8)
+    )
+
+
+def test_a_source_without_weight_is_not_learnt_from(small, squares, tmp_path, monkeypatch):
+    """Its squares are grey."""
+    grey = [replace(e, frames=e.frames // 2, source="grey") for e in squares]
+    seen, step = set(), Learner.step
+
+    def noted(self, batch, *args):
+        seen.update(batch["future"].unique().tolist(), batch["moments"].unique().tolist())
+        return step(self, batch, *args)
+
+    monkeypatch.setattr(Learner, "step", noted)
+    config = replace(SHORT, weights={"grey": 0.0})
+    train_world_model(small(0), squares + grey, config, Run(tmp_path))
+    assert seen == {0, 255, -1.0, 1.0}
+
+
+def scored(monkeypatch, *scores: float) -> None:
+    """Let validations give these scores, one after another, and then the last."""
+    left = list(scores)
+
+    def report(model, episodes, steps):
+        score = left.pop(0) if len(left) > 1 else left[0]
+        return {f"{name}/{t}": score for name in ("psnr", "psnr_other") for t in steps}
+
+    monkeypatch.setattr(training, "replay_report", report)
+
+
+PATIENT = replace(SHORT, steps=9, validate_every=1, patience=2)
+
+
+def test_training_ends_when_replays_get_no_better_with_the_best_weights(
+    small, squares, tmp_path, monkeypatch
+):
+    best, run = small(0), Run(tmp_path)
+    scored(monkeypatch, 1, 5, 4, 5, 9)  # as good is no better; the 9 would come too late
+    train_world_model(best, squares, PATIENT, run)
+    assert [line["step"] for line in run.metrics()] == [1, 2, 3, 4]
+    state = run.load("best")
+    assert state["step"] == 2
+    average = state["average"]["shadow_params"]
+    assert all(torch.equal(p, a) for p, a in zip(best.parameters(), average, strict=True))
+    again = small(1)
+    train_world_model(again, squares, PATIENT, Run(tmp_path, resume=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights(best), weights(again), strict=True))
+    assert [line["step"] for line in run.metrics()] == [1, 2, 3, 4]
 
 
 def test_a_body_that_is_not_recorded_is_refused_before_training(

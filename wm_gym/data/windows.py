@@ -47,8 +47,9 @@ class Windows:
                 f"weights name sources {sorted(unknown)} that no episode has; "
                 f"known: {sorted(set(self.store.sources))}."
             )
-        by_episode = torch.tensor([float((weights or {}).get(s, 1.0)) for s in self.store.sources])
-        self.weights = _checked(by_episode.double()[self.episode], len(self))  # (windows,)
+        chances = [float((weights or {}).get(s, 1.0)) for s in self.store.sources]
+        self.by_episode = torch.tensor(chances, dtype=torch.float64)  # (episodes,)
+        self.weights = _checked(self.by_episode[self.episode], len(self))  # (windows,)
 
     def __len__(self) -> int:
         """Windows."""

@@ -73,6 +73,12 @@ def long_enough(episodes: Sequence[Episode], steps: int = max(STEPS)) -> list[Ep
     return long
 
 
+def steps_to_judge(episodes: Sequence[Episode]) -> tuple[int, ...]:
+    """Those of `STEPS` that 2 episodes have at least; raises ValueError where it is none."""
+    long_enough(episodes, min(STEPS))
+    return tuple(step for step in STEPS if sum(len(e) >= step for e in episodes) >= 2)
+
+
 def psnr(pictures: Tensor, reference: Tensor, region: Tensor | None = None) -> Tensor:
     """Peak signal-to-noise ratio of each picture, uint8 (..., H, W, 3) to (...) float32 dB.
 

@@ -1,9 +1,10 @@
 """The recurrent dynamics: pictures become a state, actions move it on, any state can be drawn.
 
 The state is never read back from imagined pictures, so what they blur is not lost. It has a body,
-which says how the robot stands, in the robot's own measurements; a grid, which says where things
-are; and a vector, for whatever else it takes to go on. The body is told the truth in training, so
-a picture is sharp wherever the imagined robot has got to: only the body can drift.
+which is what recordings measure: how the robot stands and, where they tell, the object; a grid,
+which says where things are; and a vector, for whatever else it takes to go on. The body is told the
+truth in training, so a picture is sharp wherever the imagined robot has got to: only the body can
+drift.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class State(NamedTuple):
 
     grid: Tensor  # (n, d, h, w): where things are
     vector: Tensor  # (n, g): what else is remembered
-    body: Tensor  # (n, p): what the robot would measure of itself, standardised
+    body: Tensor  # (n, p): what would be measured, standardised
 
 
 class Encoder(nn.Module):

@@ -19,9 +19,9 @@ class WorldModel(nn.Module, Pretrained):
     Departs from the paper for small pictures: what it remembers is not the last frames but a
     recurrent state, begun from pictures and moved on by one action at a time, so that any K from 1
     to `max_chunk` comes from the same weights and nothing is lost to pictures that blur. Part of
-    the state is the robot's body as the robot would measure it: it is read from the pictures that
-    an episode begins with, and imagined from then on. A latent is such a state, flat; a frame is
-    drawn only where it is decoded.
+    the state is a body, what recordings measure of the robot and perhaps of the object: it is read
+    from the pictures that an episode begins with, and imagined from then on. A latent is such a
+    state, flat; a frame is drawn only where it is decoded.
     """
 
     config_class = WorldModelConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from wm_gym.data.episodes import Episode
 from wm_gym.data.windows import Windows, holdout_episodes, measurements
-from wm_gym.evaluation.fidelity import changed, long_enough, replay_report
+from wm_gym.evaluation.fidelity import changed, replay_report, steps_to_judge
 from wm_gym.runs import Run
 from wm_gym.world_model.dynamics import State
 from wm_gym.world_model.model import WorldModel, pixels
@@ -40,6 +40,11 @@ class WorldModelTrainingConfig:
     transitions: int = 512
     """Control steps that a batch plays, over all its clips."""
     most_clips: int = 48
+    parts: int = 1
+    """Parts that a batch is computed in, one after another, its gradients added up: a large model
+    on a small GPU."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Relative chance of a clip by the source of its episode, 1 where not named."""
     pictures: int = 96
     """Pictures that a batch is judged by, drawn anew each time from all that its clips show."""
     beginnings: float = 0.3
@@ -64,6 +69,9 @@ class WorldModelTrainingConfig:
     held_out: float = 0.08
     """Share of the episodes of every source that only validate."""
     validate_every: int = 500
+    patience: int = 0
+    """Validations in a row without a better replay that end the training, with the weights that
+    replayed best; 0 never does, and keeps the last."""
     seed: int = 0
 
     def length(self, step: int) -> int:
@@ -77,22 +85,27 @@ def train_world_model(
 ) -> dict[str, float]:
     """Train `model` in place, on its device; it ends with the averaged weights.
 
-    Returns the last held-out replay (see `replay_report`). Checkpoints go into `run`, from which an
-    interrupted training continues.
+    Returns the held-out replay (see `replay_report`) of the weights that it keeps. Checkpoints go
+    into `run`, from which an interrupted training continues.
     """
     held_out = set(holdout_episodes([e.source for e in episodes], config.held_out, config.seed))
     fit = [e for i, e in enumerate(episodes) if i not in held_out]
-    judged = long_enough([episodes[i] for i in sorted(held_out)])
-    windows = Windows(fit, memory=model.config.memory, body=model.config.body)
+    judged = [episodes[i] for i in sorted(held_out)]
+    compared = steps_to_judge(judged)
+    windows = Windows(
+        fit, memory=model.config.memory, weights=config.weights, body=model.config.body
+    )
     length = 0
     learner = Learner(model, config)
     first = learner.restore(run)
     if not first:
         measure(model, fit)
-    report: dict[str, float] = {}
+    shown, judging = max(t for t in compared if t <= 16), f"eval/psnr/{compared[-1]}"
     bar = tqdm(total=config.steps, initial=first, desc="world model")
     losses, began = [], time.perf_counter()
-    for step in range(bar.n, config.steps):
+    for step in range(first, config.steps):
+        if config.patience and since_best(run.metrics(), judging) >= config.patience:
+            break
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         if length != config.length(step):
             length = config.length(step)
@@ -106,19 +119,33 @@ def train_world_model(
         if done % config.validate_every and done != config.steps:
             continue
         with learner.averaged():
-            report = replay_report(model, judged)
+            report = replay_report(model, judged, compared)
         speed = len(losses) / (time.perf_counter() - began)
         loss = sum(losses) / len(losses)
         run.log(done, {"train/loss": loss, "time/steps_per_second": speed} | _named(report))
+        if config.patience and not since_best(run.metrics(), judging):
+            run.save(learner.state(done), "best")
         run.save(learner.state(done))
         bar.set_postfix(
-            {"loss": f"{loss:.4f}", "dB@16": report["psnr/16"], "other": report["psnr_other/16"]}
+            {
+                "loss": f"{loss:.4f}",
+                f"dB@{shown}": report[f"psnr/{shown}"],
+                "other": report[f"psnr_other/{shown}"],
+            }
         )
         losses, began = [], time.perf_counter()
     bar.close()
+    if config.patience:
+        learner.load(run, "best")
     learner.average.copy_to(model.parameters())
     model.eval()
-    return report or replay_report(model, judged)
+    return replay_report(model, judged, compared)
+
+
+def since_best(lines: Sequence[Mapping[str, float]], name: str) -> int:
+    """How many lines follow the first in which `name` is highest; 0 without lines."""
+    scores = [line[name] for line in lines]
+    return len(scores) - 1 - scores.index(max(scores)) if scores else 0
 
 
 class Learner:
@@ -144,14 +171,17 @@ class Learner:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group.setdefault("peak", group["lr"]) * schedule(self.config, step)
-        loss = self._loss(batch, generator)
         self.model.zero_grad(set_to_none=True)
-        loss.backward()
+        parts, total = split(batch, self.config.parts), 0.0
+        for part in parts:
+            loss = self._loss(part, generator) / len(parts)
+            loss.backward()
+            total += loss.item()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         for optimizer in self.optimizers:
             optimizer.step()
         self.average.step(self.model.parameters())
-        return loss.item()
+        return total
 
     def _loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         model, device = self.model, self.model.device
@@ -214,17 +244,28 @@ class Learner:
 
     def restore(self, run: Run) -> int:
         """Load the run's last checkpoint, if any; returns the step to go on with."""
-        state = run.load()
+        step = self.load(run, "last")
+        run.rewind(step + 1 if step else 0)
+        return step
+
+    def load(self, run: Run, name: str) -> int:
+        """Load a checkpoint; returns its step, 0 where there is none."""
+        state = run.load(name)
         if state is None:
-            run.rewind(0)
             return 0
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.average.to(self.model.device)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        run.rewind(state["step"] + 1)
         return state["step"]
+
+
+def split(batch: Mapping[str, Tensor], parts: int) -> list[dict[str, Tensor]]:
+    """Cut a batch of clips and moments into `parts` as equal as can be, none of them empty."""
+    parts = min(parts, *(len(value) for value in batch.values()))
+    cut = {name: value.tensor_split(parts) for name, value in batch.items()}
+    return [{name: pieces[i] for name, pieces in cut.items()} for i in range(parts)]
 
 
 def remembered(batch: Mapping[str, Tensor], device: torch.device) -> Tensor:
@@ -274,12 +315,13 @@ def clips(windows: Windows, length: int, beginnings: float) -> Windows:
     """The same windows, `length` steps long and drawn so that few steps are lost to padding.
 
     A share `beginnings` of the draws begins an episode, as play does; the others begin wherever a
-    whole clip is left, episodes counting by their length.
+    whole clip is left, episodes counting by their length and their chance.
     """
     lengths = windows.store.lengths
     left = lengths[windows.episode] - windows.time
     whole = ((left >= length) | (windows.time == 0)).double()
-    share = lengths.double() / lengths.sum()
+    share = lengths * windows.by_episode
+    share /= share.sum()
     each = share / torch.zeros(len(lengths)).double().index_add_(0, windows.episode, whole)
     weights = (1 - beginnings) * whole * each[windows.episode]
     weights += beginnings * (windows.time == 0) * share[windows.episode]
