@@ -3,6 +3,7 @@
 wm-gym quickstart                          improve the bundled policy, test it in robosuite
 wm-gym wmpo --task Lift --budget 128       the whole method, from nothing
 wm-gym <stage> --out runs/lift             one stage of it
+wm-gym train-world-model data/ --out ...   a world model of any recorded episodes
 wm-gym publish runs/lift ...               pool finished runs into a results file
 wm-gym fidelity --episodes ...             replay held-out episodes in a world model
 wm-gym presets                             what world models of every size cost
@@ -20,7 +21,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from trainers import compare, wmpo
+from trainers import compare, own, wmpo
 from trainers.demo import DemoConfig, demo
 from trainers.fidelity import FidelityConfig, fidelity
 from trainers.quickstart import QuickstartConfig, quickstart
@@ -76,6 +77,8 @@ def main() -> None:
     commands: dict[str, Callable[..., Any]] = {"quickstart": _plain(quickstart, QuickstartConfig)}
     commands["wmpo"] = _plain(run_wmpo, WMPOConfig)
     commands |= {name: _plain(run_stage(name), WMPOConfig) for name in STAGES}
+    commands["train-world-model"] = _plain(own.train_world_model, own.WorldModelConfig)
+    commands["train-success"] = _plain(own.train_success, own.EpisodesConfig)
     commands["publish"] = _plain(run_publish, PublishConfig)
     commands["fidelity"] = _plain(fidelity, FidelityConfig)
     commands["presets"] = run_presets

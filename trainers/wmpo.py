@@ -160,19 +160,33 @@ def rollouts(config: WMPOConfig, run: Run) -> dict[str, Any]:
 
 def world_model(config: WMPOConfig, run: Run) -> dict[str, Any]:
     """Train the world model on everything recorded so far."""
+    return fit_world_model(config, run, episodes(run, "demonstrations", "play", "rollouts"))
+
+
+def fit_world_model(
+    config: WMPOConfig, run: Run, everything: list[Episode], init: str | None = None
+) -> dict[str, Any]:
+    """Train a new world model, or go on with that of `init`, into the run folder."""
     torch.manual_seed(config.seed)
-    model = WorldModel(PRESETS[config.preset]).to(device())
-    everything = episodes(run, "demonstrations", "play", "rollouts")
+    if init is None:
+        model = WorldModel(PRESETS[config.preset]).to(device())
+    else:
+        model = WorldModel.from_pretrained(init, device=device())
     settings = replace(config.world_model, seed=config.seed)
-    report = train_world_model(model, everything, settings, run.stage("world_model"))
+    stage = run.stage("world_model")
+    report = train_world_model(model, everything, settings, stage, fine_tune=init is not None)
     model.save_pretrained(run.folder / "world_model", dtype=torch.float16)
     return report
 
 
 def success(config: WMPOConfig, run: Run) -> dict[str, Any]:
     """Train and calibrate the success classifier on the same episodes."""
+    return fit_success(config, run, episodes(run, "demonstrations", "play", "rollouts"))
+
+
+def fit_success(config: WMPOConfig, run: Run, everything: list[Episode]) -> dict[str, Any]:
+    """Train and calibrate a success classifier for the run folder's world model."""
     model = WorldModel.from_pretrained(run.folder / "world_model", device=device())
-    everything = episodes(run, "demonstrations", "play", "rollouts")
     c = model.config
     shape = SuccessConfig(channels=c.width, side=c.side, vector=c.vector + c.body_size)
     settings = replace(config.success, seed=config.seed)
@@ -232,8 +246,7 @@ def do(stage: str, config: WMPOConfig, stages: Mapping[str, Stage]) -> dict[str,
     Raises ValueError for an unknown task or preset, before anything is written, and
     FileNotFoundError where a stage before it is missing.
     """
-    get_task(config.task)
-    check_choice("preset", config.preset, tuple(PRESETS))
+    check(config)
     run = Run(config.out, config, resume=True)
     names = list(stages)
     for earlier in names[: names.index(stage)]:
@@ -243,6 +256,12 @@ def do(stage: str, config: WMPOConfig, stages: Mapping[str, Stage]) -> dict[str,
                 f"`wm-gym {earlier}` with the same options first, or `wm-gym wmpo` for all."
             )
     return run.once(stage, lambda: stages[stage](config, run))
+
+
+def check(config: WMPOConfig) -> None:
+    """Raise ValueError for an unknown task or preset."""
+    get_task(config.task)
+    check_choice("preset", config.preset, tuple(PRESETS))
 
 
 def simulations(config: WMPOConfig) -> SimulationPool:

@@ -81,10 +81,16 @@ class WorldModelTrainingConfig:
 
 
 def train_world_model(
-    model: WorldModel, episodes: Sequence[Episode], config: WorldModelTrainingConfig, run: Run
+    model: WorldModel,
+    episodes: Sequence[Episode],
+    config: WorldModelTrainingConfig,
+    run: Run,
+    *,
+    fine_tune: bool = False,
 ) -> dict[str, float]:
     """Train `model` in place, on its device; it ends with the averaged weights.
 
+    `fine_tune`: the model is no new one and keeps its mean picture and its scale of the body.
     Returns the held-out replay (see `replay_report`) of the weights that it keeps. Checkpoints go
     into `run`, from which an interrupted training continues.
     """
@@ -98,7 +104,7 @@ def train_world_model(
     length = 0
     learner = Learner(model, config)
     first = learner.restore(run)
-    if not first:
+    if not first and not fine_tune:
         measure(model, fit)
     shown, judging = max(t for t in compared if t <= 16), f"eval/psnr/{compared[-1]}"
     bar = tqdm(total=config.steps, initial=first, desc="world model")

@@ -1,0 +1,131 @@
+"""Training on episodes of any origin: which files, what is new, what goes on, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trainers import own, wmpo
+from trainers.own import EpisodesConfig, WorldModelConfig, files
+from trainers.wmpo import WMPOConfig
+from wm_gym.data import Episode, EpisodeWriter
+from wm_gym.world_model.model import WorldModel
+from wm_gym.world_model.presets import PRESETS
+from wm_gym.world_model.presets import WorldModelConfig as Shape
+from wm_gym.world_model.training import WorldModelTrainingConfig
+
+QUICK = WorldModelTrainingConfig(
+    steps=1, lengths=((1.0, 2),), transitions=4, pictures=2, readings=2, held_out=0.4
+)
+
+
+def record(path: Path, levels: tuple[int, ...]) -> Path:
+    """Write an episode of 3 steps for each level of grey, which is also what is measured."""
+    path.parent.mkdir(exist_ok=True)
+    with EpisodeWriter(path, {"env_name": "Lift"}) as writer:
+        for level in levels:
+            frames = np.full((4, 16, 16, 3), level, np.uint8)
+            x = {"x": np.arange(4, dtype=np.float32)[:, None] + level}
+            done = np.array([False, False, True])
+            writer.append(Episode(frames, np.zeros((3, 7), np.float32), done, low_dim=x))
+    return path
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch) -> WMPOConfig:
+    sizes = {"outer": 8, "width": 8, "vector": 8, "draw": (8, 8), "embed": 8}
+    shape = Shape(image_size=16, max_chunk=4, **sizes, body=("x",), body_size=1)
+    monkeypatch.setitem(PRESETS, "tiny", shape)
+    return WMPOConfig(preset="tiny", out=tmp_path / "run", world_model=QUICK)
+
+
+@pytest.fixture
+def fits(monkeypatch) -> list[tuple]:
+    """Note what is to be fitted, and fit nothing: (levels of the episodes, init)."""
+    made = []
+
+    def fit(config, run, everything, init=None):
+        made.append(([int(e.frames[0, 0, 0, 0]) for e in everything], init))
+        return {"fit": len(made)}
+
+    monkeypatch.setattr(wmpo, "fit_world_model", fit)
+    monkeypatch.setattr(wmpo, "fit_success", fit)
+    return made
+
+
+def test_folders_stand_for_the_files_in_them(tmp_path):
+    for name in ("b/two.hdf5", "b/one.hdf5", "b/in/three.hdf5", "b/notes.txt", "c.hdf5"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = files([tmp_path / "c.hdf5", tmp_path / "b"])
+    names = [str(path.relative_to(tmp_path)) for path in found]
+    assert names == ["c.hdf5", "b/in/three.hdf5", "b/one.hdf5", "b/two.hdf5"]
+
+
+def test_a_folder_without_episodes_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no file named \*.hdf5"):
+        files([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("command", "made"),
+    [(own.train_world_model, WorldModelConfig), (own.train_success, EpisodesConfig)],
+)
+def test_the_episodes_named_are_trained_on_once(tmp_path, config, fits, capsys, command, made):
+    paths = (record(tmp_path / "data" / "a.hdf5", (1, 2)), record(tmp_path / "b.hdf5", (3,)))
+    for _ in range(2):
+        command(made(episodes=(tmp_path / "data", paths[1]), run=config))
+    assert fits == [([1, 2, 3], None)]
+    assert capsys.readouterr().out.count("'fit': 1") == 2
+
+
+def test_other_episodes_need_another_folder(tmp_path, config, fits):
+    first, second = (record(tmp_path / name, (1,)) for name in ("a.hdf5", "b.hdf5"))
+    own.train_world_model(WorldModelConfig(episodes=(first,), run=config))
+    with pytest.raises(ValueError, match=r"a\.hdf5.*choose another --out"):
+        own.train_world_model(WorldModelConfig(episodes=(second,), run=config))
+
+
+@pytest.mark.parametrize(
+    ("command", "made", "stage"),
+    [
+        (own.train_world_model, WorldModelConfig, "train-world-model"),
+        (own.train_success, EpisodesConfig, "train-success"),
+    ],
+)
+def test_without_episodes_it_is_the_stage_of_a_run(config, monkeypatch, command, made, stage):
+    done = []
+    monkeypatch.setattr(wmpo, "do", lambda *given: done.append(given))
+    command(made(run=config))
+    assert done == [(stage, config, wmpo.STAGES)]
+
+
+def test_nothing_to_go_on_with_is_refused(config, fits):
+    with pytest.raises(ValueError, match="name the new episodes"):
+        own.train_world_model(WorldModelConfig(run=config, init="lift"))
+    assert not fits
+
+
+def test_an_unknown_preset_is_refused_before_anything_is_written(tmp_path, fits):
+    path = record(tmp_path / "a.hdf5", (1,))
+    config = WMPOConfig(preset="huge", out=tmp_path / "run")
+    with pytest.raises(ValueError, match="preset must be one of"):
+        own.train_world_model(WorldModelConfig(episodes=(path,), run=config))
+    assert not (tmp_path / "run").exists() and not fits
+
+
+def test_a_new_model_takes_its_scale_from_the_episodes_and_a_tuned_one_keeps_it(tmp_path, config):
+    first = record(tmp_path / "a.hdf5", (10, 10, 10, 10, 10))
+    own.train_world_model(WorldModelConfig(episodes=(first,), run=config))
+    new = WorldModel.from_pretrained(config.out / "world_model")
+    assert new.body_mean.item() == pytest.approx(11.5, abs=0.01)  # 10, 11, 12, 13
+    second = record(tmp_path / "b.hdf5", (200, 200, 200, 200, 200))
+    out = WMPOConfig(preset="tiny", out=tmp_path / "tuned", world_model=QUICK)
+    init = str(config.out / "world_model")
+    own.train_world_model(WorldModelConfig(episodes=(second,), run=out, init=init))
+    tuned = WorldModel.from_pretrained(out.out / "world_model")
+    assert torch.equal(tuned.body_mean, new.body_mean) and torch.equal(tuned.body_std, new.body_std)
+    assert not torch.equal(tuned.encoder.enter.weight, new.encoder.enter.weight)

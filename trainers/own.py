@@ -1,0 +1,90 @@
+"""World model and success classifier from recorded episodes of any origin.
+
+wm-gym train-world-model data/ more.hdf5 --out runs/mine            # a new one
+wm-gym train-world-model new.hdf5 --init lift --out runs/tuned      # go on with one that there is
+wm-gym train-success data/ more.hdf5 --out runs/mine                # for the world model in --out
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from trainers import wmpo
+from wm_gym.data.episodes import Episode, load
+from wm_gym.runs import Run
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodesConfig:
+    """What is trained on, and how."""
+
+    episodes: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """robomimic HDF5 files, or folders of them; none means those of the run folder."""
+    run: Annotated[wmpo.WMPOConfig, tyro.conf.arg(name="")] = field(default_factory=wmpo.WMPOConfig)
+    """Where to, and the settings of the training."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorldModelConfig(EpisodesConfig):
+    """What a world model is trained on, and how."""
+
+    init: str | None = None
+    """Weights to go on with instead of new ones: a folder, a bundled name or a Hub id."""
+
+
+def train_world_model(config: WorldModelConfig) -> None:
+    """Train a world model on any recorded episodes, or as a stage of a run of WMPO."""
+    if not config.episodes and config.init is not None:
+        raise ValueError("--init goes on with a world model; name the new episodes to train it on.")
+    _train(
+        "train-world-model",
+        config,
+        lambda run, found: wmpo.fit_world_model(config.run, run, found, config.init),
+    )
+
+
+def train_success(config: EpisodesConfig) -> None:
+    """Train a success classifier on any recorded episodes, or as a stage of a run of WMPO."""
+    _train(
+        "train-success",
+        config,
+        lambda run, found: wmpo.fit_success(config.run, run, found),
+    )
+
+
+def _train(
+    stage: str, config: EpisodesConfig, fit: Callable[[Run, list[Episode]], dict[str, Any]]
+) -> None:
+    wmpo.check(config.run)
+    if not config.episodes:
+        print(wmpo.do(stage, config.run, wmpo.STAGES))
+        return
+    paths = files(config.episodes)
+    names = [str(path) for path in paths]
+    run = Run(config.run.out, config.run, resume=True)
+    report = run.once(stage, lambda: {"files": names, **fit(run, load(paths))})
+    if report.get("files") != names:
+        raise ValueError(
+            f"{run.folder} holds what {stage!r} made of {report.get('files', 'its own episodes')}; "
+            "choose another --out for other episodes."
+        )
+    print(report)
+
+
+def files(paths: Sequence[Path]) -> list[Path]:
+    """The HDF5 files among `paths` and in the folders among them, sorted within each.
+
+    Raises FileNotFoundError for a folder that holds none.
+    """
+    found = []
+    for path in paths:
+        inside = sorted(path.rglob("*.hdf5")) if path.is_dir() else [path]
+        if not inside:
+            raise FileNotFoundError(f"{path} holds no file named *.hdf5; record episodes first.")
+        found += inside
+    return found
