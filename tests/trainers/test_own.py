@@ -13,12 +13,19 @@ from trainers.own import EpisodesConfig, WorldModelConfig, files
 from trainers.wmpo import WMPOConfig
 from wm_gym.data import Episode, EpisodeWriter
 from wm_gym.world_model.model import WorldModel
+from wm_gym.world_model.motion import MotionTrainingConfig
 from wm_gym.world_model.presets import PRESETS
 from wm_gym.world_model.presets import WorldModelConfig as Shape
 from wm_gym.world_model.training import WorldModelTrainingConfig
 
 QUICK = WorldModelTrainingConfig(
-    steps=1, lengths=((1.0, 2),), transitions=4, pictures=2, readings=2, held_out=0.4
+    steps=1,
+    lengths=((1.0, 2),),
+    transitions=4,
+    pictures=2,
+    readings=2,
+    held_out=0.4,
+    motion=MotionTrainingConfig(steps=1, unroll=2),
 )
 
 

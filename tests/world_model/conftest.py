@@ -23,8 +23,10 @@ def model(tiny) -> WorldModel:
     """New models draw their mean picture and nothing else; this one has random layers instead."""
     model = WorldModel(tiny)
     generator = torch.Generator().manual_seed(0)
+    wide = {id(weights) for weights in model.transition.motion.parameters()}
     for weights in model.parameters():
-        torch.nn.init.normal_(weights, std=0.2, generator=generator)
+        std = 0.05 if id(weights) in wide else 0.2  # a body would run away
+        torch.nn.init.normal_(weights, std=std, generator=generator)
     return model.eval().requires_grad_(False)
 
 

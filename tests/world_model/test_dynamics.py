@@ -35,7 +35,7 @@ def states(n: int = 2) -> State:
 
 
 def transition() -> Transition:
-    return Transition(7, 8, 6, 4, 16, side=2)
+    return Transition(7, 8, 6, 4, (1, 2), 16, side=2)
 
 
 def renderer() -> Renderer:
@@ -203,17 +203,21 @@ def test_the_vector_is_moved_by_action_body_and_old_grid():
     torch.testing.assert_close(step(state, action).vector, expected)
 
 
-def test_the_body_is_moved_by_the_new_vector_its_old_self_and_the_action():
+def test_the_body_is_moved_by_itself_and_by_what_the_new_vector_says_beside():
     step, state, action = randomise(transition()), states(), drawn(2, 7)
+    step.motion.change.copy_(torch.tensor([1.0, 2.0, 0.5, 0.0]))
     after = step(state, action)
-    moved = step.body(torch.cat([after.vector, state.body, action], 1))
+    met = step.contact(torch.cat([after.vector, state.body, action], 1))
+    moved = step.motion.change * (step.motion(state.body, action) + met)
     torch.testing.assert_close(after.body, state.body + moved)
+    assert (step.motion(state.body, action).abs() > 1e-3).all() and (met.abs() > 1e-3).all()
 
 
 def test_the_body_moves_in_units_of_its_usual_change():
     step, state, action = transition().requires_grad_(False), states(), drawn(2, 7)
-    step.body[-1].bias.copy_(torch.tensor([1.0, -2.0, 3.0, 4.0]))
-    step.change.copy_(torch.tensor([0.5, 0.5, 0.0, 2.0]))
+    step.contact[-1].bias.copy_(torch.tensor([0.5, -3.0, 3.0, 4.0]))
+    step.motion.layers[-1].bias.copy_(torch.tensor([0.5, 1.0, 0.0, 0.0]))
+    step.motion.change.copy_(torch.tensor([0.5, 0.5, 0.0, 2.0]))
     _, moved = step.move(state, action)
     assert moved.tolist() == [[1.0, -2.0, 3.0, 4.0]] * 2
     expected = state.body + torch.tensor([0.5, -1.0, 0.0, 8.0])
@@ -252,7 +256,7 @@ def test_the_vector_stays_between_minus_one_and_one():
 def test_vector_and_body_are_exact_under_autocast():
     """In bfloat16 what a step adds to a body would be lost: 1 + 1/1000 is 1."""
     step, state = transition().requires_grad_(False), states()._replace(body=torch.ones(2, 4))
-    step.body[-1].bias.fill_(1.0), step.change.fill_(1e-3)
+    step.contact[-1].bias.fill_(1.0), step.motion.change.fill_(1e-3)
     with torch.autocast("cpu", torch.bfloat16):
         read = randomise(Encoder(2, 8, 8, 6, 4, side=2))(drawn(2, 2, 3, 16, 16))
         after = step(state._replace(grid=state.grid.bfloat16()), torch.ones(2, 7))

@@ -44,7 +44,9 @@ def test_every_weight_has_one_optimiser_and_vectors_have_adamw(small):
         [names[id(p)] for group in o.param_groups for p in group["params"]]
         for o in learner.optimizers
     )
-    assert sorted(muon + adamw) == sorted(names.values())
+    alone = {name for name in names.values() if name.startswith("transition.motion.")}
+    assert sorted(muon + adamw) == sorted(set(names.values()) - alone)
+    assert len(alone) == 8
     assert "transition.vector.weight_hh" in muon and "encoder.enter.weight" in muon
     apart = {"renderer.mean", "renderer.leave.2.weight", "encoder.place"}
     assert {n for n in adamw if dict(learner.model.named_parameters())[n].dim() > 1} == apart
@@ -232,8 +234,8 @@ def body_loss(tiny, monkeypatch, starts: list[int], block: int, weight: float = 
     The three numbers of a body usually change by 1/2, 1 and 2 in a step.
     """
     model = WorldModel(tiny)
-    model.transition.change.copy_(torch.tensor([0.5, 1.0, 2.0]))
-    for layer, value in ((model.encoder.body.leave[-1], 0.5), (model.transition.body[-1], 1.0)):
+    model.transition.motion.change.copy_(torch.tensor([0.5, 1.0, 2.0]))
+    for layer, value in ((model.encoder.body.leave[-1], 0.5), (model.transition.contact[-1], 1.0)):
         nn.init.zeros_(layer.weight), nn.init.constant_(layer.bias, value)
     monkeypatch.setattr(training, "frame_loss", lambda drawn, *_: 0 * drawn.sum())
     measured = {"hand": np.float32(HAND), "fingers": np.float32(FINGERS)}

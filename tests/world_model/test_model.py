@@ -283,7 +283,11 @@ def test_a_saved_model_imagines_the_same(model, tmp_path):
 
 
 def test_the_scale_of_the_body_is_saved_with_the_weights(model, tmp_path):
-    measured = {"body_mean": [1.0, 2, 3], "body_std": [4.0, 5, 6], "transition.change": [7.0, 8, 9]}
+    measured = {
+        "body_mean": [1.0, 2, 3],
+        "body_std": [4.0, 5, 6],
+        "transition.motion.change": [7.0, 8, 9],
+    }
     for name, values in measured.items():
         model.get_buffer(name).copy_(torch.tensor(values))
     model.save_pretrained(tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from wm_gym.world_model.model import WorldModel
-from wm_gym.world_model.presets import PRESETS, WorldModelConfig
+from wm_gym.world_model.presets import BODY, PRESETS, WorldModelConfig
 
 
 def test_derived_sizes_by_hand():
@@ -17,6 +17,14 @@ def test_derived_sizes_by_hand():
 def test_nano_measures_a_hand_seven_joints_and_two_fingers():
     # The place of the hand, cosine, sine and speed of the joints, place and speed of the fingers.
     assert PRESETS["nano"].body_size == 3 + 3 * 7 + 2 * 2
+
+
+def test_the_places_of_hand_fingers_and_object_are_known():
+    names = [f"{key} {i}" for key, n in BODY.items() for i in range(n)]
+    names += [f"object {i}" for i in range(3)]
+    found = [names[i].split()[0] for i in PRESETS["nano-object"].places]
+    assert found == ["robot0_eef_pos"] * 3 + ["robot0_gripper_qpos"] * 2 + ["object"] * 3
+    assert PRESETS["nano"].places == PRESETS["nano-object"].places[:5]
 
 
 def test_an_object_has_a_place_beside_what_the_robot_measures():

@@ -112,7 +112,7 @@ def test_the_usual_change_is_within_episodes_and_in_units_of_the_scale_by_hand(t
     measure(model, two)
     # Mean squares of 2, 4, -2 (24 / 3) and of 1, -2, 2 (9 / 3); the least there is.
     expected = torch.tensor([8**0.5 / 6**0.5, 1e-3, 3**0.5])
-    torch.testing.assert_close(model.transition.change, expected)
+    torch.testing.assert_close(model.transition.motion.change, expected)
 
 
 def test_a_body_of_another_size_is_refused(tiny, two):

@@ -16,6 +16,7 @@ from wm_gym.evaluation.fidelity import replay_latents
 from wm_gym.runs import Run
 from wm_gym.world_model import training
 from wm_gym.world_model.model import WorldModel
+from wm_gym.world_model.motion import MotionTrainingConfig
 from wm_gym.world_model.training import Learner, WorldModelTrainingConfig, train_world_model
 
 STEPS = (8, 16, 32, 48)
@@ -46,6 +47,7 @@ def squares() -> list[Episode]:
     return [square(seed) for seed in range(24)]
 
 
+STILL = MotionTrainingConfig(steps=2, unroll=4, batch_size=4)
 SHORT = WorldModelTrainingConfig(
     steps=5,
     lengths=((0.4, 4), (1.0, 8)),  # 2 and 3 steps
@@ -55,6 +57,7 @@ SHORT = WorldModelTrainingConfig(
     validate_every=2,
     held_out=0.1,
     learning_rate=1e-2,
+    motion=STILL,
 )
 
 
@@ -91,6 +94,7 @@ def test_clips_grow_and_batches_keep_their_size(small, squares, tmp_path, monkey
         pictures=8,
         validate_every=8,
         held_out=0.1,
+        motion=STILL,
     )
     train_world_model(small(0), squares, config, Run(tmp_path))
     # 24 / 2 would be 12 clips, which are more than 5; 24 / 40 would be none.
@@ -130,6 +134,7 @@ def test_the_share_of_beginnings_holds_for_every_length(
         transitions=4 * length,
         pictures=8,
         held_out=0.1,
+        motion=STILL,
     )
     train_world_model(small(0), squares, config, Run(tmp_path))
     assert begun == [True] * 4
@@ -172,6 +177,22 @@ def test_a_finished_training_is_not_repeated(small, squares, tmp_path, monkeypat
     interrupted(monkeypatch, at=0)
     assert train_world_model(again, squares, SHORT, Run(tmp_path, resume=True)) == expected
     assert all(torch.equal(a, b) for a, b in zip(weights(first), weights(again), strict=True))
+
+
+def test_what_is_learnt_of_motion_stays_as_it_was_learnt(small, squares, tmp_path, monkeypatch):
+    found, fit = [], training.fit_motion
+
+    def noted(motion, *args):
+        fit(motion, *args)
+        found.extend(p.clone() for p in motion.parameters())
+
+    monkeypatch.setattr(training, "fit_motion", noted)
+    model = small(0)
+    new = [p.clone() for p in model.transition.motion.parameters()]
+    train_world_model(model, squares, SHORT, Run(tmp_path))
+    kept = list(model.transition.motion.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(found, kept, strict=True))
+    assert not torch.equal(new[0], kept[0])
 
 
 def test_training_ends_with_the_averaged_weights(small, squares, tmp_path):
@@ -279,6 +300,7 @@ def trained(small, squares, tmp_path_factory) -> tuple[WorldModel, dict[str, flo
         ema=0.9,
         validate_every=160,
         held_out=0.17,
+        motion=MotionTrainingConfig(steps=150, batch_size=32),
     )
     model = small(0)
     return model, train_world_model(model, squares, config, Run(tmp_path_factory.mktemp("run")))

@@ -236,10 +236,15 @@ def _facts(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
     if isinstance(item, EpisodeFile):
         found = item.low_dim(i) if body else {}
-        measured = measurements(found, body, item.lengths[i] + 1, f"{item.path}: {item.names[i]}")
-        return item.actions(i), item.success(i), measured, item.source(i)
-    measured = measurements(item.low_dim, body, len(item) + 1, f"An episode of {item.source!r}")
-    return item.actions, item.success, measured, item.source
+        rows = measurements(found, body, item.lengths[i] + 1, f"{item.path}: {item.names[i]}")
+        return item.actions(i), item.success(i), rows, item.source(i)
+    return item.actions, item.success, measured(item, body), item.source
+
+
+def measured(episode: Episode, names: Sequence[str]) -> np.ndarray:
+    """`measurements` of an episode, float32 (t + 1, p)."""
+    whose = f"An episode of {episode.source!r}"
+    return measurements(episode.low_dim, names, len(episode) + 1, whose)
 
 
 def measurements(

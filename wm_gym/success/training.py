@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm, trange
 
 from wm_gym.data.episodes import Episode
-from wm_gym.data.windows import holdout_episodes, measurements
+from wm_gym.data.windows import holdout_episodes, measured
 from wm_gym.evaluation.fidelity import replay_latents
 from wm_gym.success.calibration import Calibration, calibrate, choose_rule
 from wm_gym.success.classifier import SuccessClassifier, SuccessConfig
@@ -115,14 +115,14 @@ def latents_of(
     seen, followed = [], []
     for first in tqdm(range(0, len(episodes), batch_size), "latents", leave=False):
         batch = episodes[first : first + batch_size]
-        measured = [_measured(model, e) for e in batch]
+        bodies = [measured(e, model.config.body) for e in batch]
         with torch.autocast(model.device.type, torch.bfloat16):
             for episode in batch:
                 frames = torch.from_numpy(episode.frames)[None]
                 seen.append(model.encode(frames)[0].half().cpu())
             begun = torch.from_numpy(np.stack([e.frames[:1] for e in batch]))
             actions = padded([e.actions for e in batch]).to(model.device)
-            told = padded([body[1:] for body in measured]).to(model.device)
+            told = padded([body[1:] for body in bodies]).to(model.device)
             shown = model.follow(model.begin(begun.to(model.device)), actions, told).half().cpu()
         for row, episode in enumerate(batch):
             followed.append(torch.cat([seen[first + row][:1], shown[row, : len(episode)]]))
@@ -152,11 +152,6 @@ def imagined_latents(
 def padded(arrays: Sequence[np.ndarray]) -> Tensor:
     """Stack arrays (t, d) of different lengths, (n, longest, d) with zeros behind."""
     return nn.utils.rnn.pad_sequence([torch.from_numpy(array) for array in arrays], True)
-
-
-def _measured(model: WorldModel, episode: Episode) -> np.ndarray:
-    whose = f"An episode of {episode.source!r}"
-    return measurements(episode.low_dim, model.config.body, len(episode) + 1, whose)
 
 
 class LatentWindows:

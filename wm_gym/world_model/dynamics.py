@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wm_gym.world_model.motion import Motion
 from wm_gym.world_model.presets import CELL
 
 POINTS = 32  # places that the vector is told of at every step
@@ -90,36 +91,48 @@ class Transition(nn.Module):
     """One control step: a state and an action to the next state."""
 
     def __init__(
-        self, action_dim: int, width: int, vector: int, body: int, embed: int, side: int
+        self,
+        action_dim: int,
+        width: int,
+        vector: int,
+        body: int,
+        places: tuple[int, ...],
+        embed: int,
+        side: int,
     ) -> None:
         """Build for a grid of `width` channels, and a vector and a body of these lengths."""
         super().__init__()
         self.glance = Glance(width, side)
         self.vector = nn.GRUCell(action_dim + body + self.glance.size, vector)
-        self.body = nn.Sequential(
+        self.motion = Motion(body, places, action_dim)
+        self.contact = nn.Sequential(
             nn.Linear(vector + body + action_dim, vector),
             nn.SiLU(),
             nn.Linear(vector, vector),
             nn.SiLU(),
             nn.Linear(vector, body),
         )
-        nn.init.zeros_(self.body[-1].weight)
-        nn.init.zeros_(self.body[-1].bias)
-        self.register_buffer("change", torch.ones(body))  # how much a body changes in a step
+        nn.init.zeros_(self.contact[-1].weight)
+        nn.init.zeros_(self.contact[-1].bias)
         self.condition = nn.Linear(vector + body + action_dim, embed)
         self.grid = Residual(width, embed)
 
     def forward(self, state: State, action: Tensor) -> State:
         """Play action (n, a)."""
         vector, moved = self.move(state, action)
-        return self.follow(state.grid, vector, state.body + self.change * moved, action)
+        return self.follow(state.grid, vector, state.body + self.motion.change * moved, action)
 
     def move(self, state: State, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the next vector (n, g), and how far the body moves (n, p) in units of `change`."""
+        """Return the next vector (n, g), and how far the body moves (n, p) in usual changes.
+
+        It moves as measurements do by themselves, and as the vector says beside: of what the hand
+        meets it may know more than is measured.
+        """
         dtype = state.grid.dtype
         told = [action.to(dtype), state.body.to(dtype), self.glance(state.grid)]
         vector = self.vector(torch.cat(told, dim=1), state.vector.to(dtype)).float()
-        return vector, self.body(torch.cat([vector, state.body, action], dim=1)).float()
+        met = self.contact(torch.cat([vector, state.body, action], dim=1)).float()
+        return vector, self.motion(state.body, action) + met
 
     def follow(self, grid: Tensor, vector: Tensor, body: Tensor, action: Tensor) -> State:
         """Let the grid follow a body that has moved."""

@@ -34,7 +34,9 @@ class WorldModel(nn.Module, Pretrained):
             raise ValueError(f"image_size must be a multiple of {CELL}, got {config.image_size}.")
         self.config = c = config
         self.encoder = Encoder(1 + c.memory, c.outer, c.width, c.vector, c.body_size, c.side)
-        self.transition = Transition(c.action_dim, c.width, c.vector, c.body_size, c.embed, c.side)
+        self.transition = Transition(
+            c.action_dim, c.width, c.vector, c.body_size, c.places, c.embed, c.side
+        )
         self.renderer = Renderer(c.width, c.draw, c.body_size, c.embed, c.side)
         self.register_buffer("body_mean", torch.zeros(c.body_size))
         self.register_buffer("body_std", torch.ones(c.body_size))

@@ -17,7 +17,7 @@ BODY = {
 
 @dataclass(frozen=True, slots=True)
 class WorldModelConfig:
-    """Shape of a pixel world model; the defaults are `nano`."""
+    """Shape of a pixel world model; the defaults are `nano`, without its places."""
 
     image_size: int = 64
     memory: int = 4
@@ -36,6 +36,9 @@ class WorldModelConfig:
     episodes to train on need it, playing does not."""
     body_size: int = sum(BODY.values())
     """Numbers that these hold together."""
+    places: tuple[int, ...] = ()
+    """Which of them are places, of the hand, the fingers or an object: millimetres decide what
+    comes of a grasp, and the dynamics are told these numbers at several scales."""
     draw: tuple[int, int] = (96, 48)
     """Channels of the renderer at a quarter and at half of the picture's resolution."""
     embed: int = 256
@@ -54,9 +57,14 @@ class WorldModelConfig:
         return self.width * self.side**2 + self.vector + self.body_size
 
 
+ROBOT = (0, 1, 2, 24, 25)  # the hand's and the fingers' places in BODY
 PRESETS = {
-    "nano": WorldModelConfig(),
+    "nano": WorldModelConfig(places=ROBOT),
     # For recordings that say where the object is, as simulators' do: it is read from the pictures
     # and moved like the robot, and how a hand meets an object is learnt from far fewer episodes.
-    "nano-object": WorldModelConfig(body=(*BODY, "object[:3]"), body_size=sum(BODY.values()) + 3),
+    "nano-object": WorldModelConfig(
+        body=(*BODY, "object[:3]"),
+        body_size=sum(BODY.values()) + 3,
+        places=(*ROBOT, 28, 29, 30),
+    ),
 }

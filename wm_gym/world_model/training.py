@@ -15,11 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wm_gym.data.episodes import Episode
-from wm_gym.data.windows import Windows, holdout_episodes, measurements
+from wm_gym.data.windows import Windows, holdout_episodes, measured
 from wm_gym.evaluation.fidelity import changed, replay_report, steps_to_judge
 from wm_gym.runs import Run
 from wm_gym.world_model.dynamics import State
 from wm_gym.world_model.model import WorldModel, pixels
+from wm_gym.world_model.motion import MotionTrainingConfig, fit_motion
 from wm_gym.world_model.muon import Muon
 
 
@@ -64,6 +65,8 @@ class WorldModelTrainingConfig:
     body_noise: float = 0.01
     """Noise on the body that every step is told, in its standard deviations: what is imagined will
     not be exact."""
+    motion: MotionTrainingConfig = field(default_factory=MotionTrainingConfig)
+    """Of the measurements by themselves, before all else."""
     readings: int = 64
     """Moments at which a body is read in a batch, drawn like its clips."""
     held_out: float = 0.08
@@ -104,8 +107,10 @@ def train_world_model(
     length = 0
     learner = Learner(model, config)
     first = learner.restore(run)
-    if not first and not fine_tune:
-        measure(model, fit)
+    if not first:
+        if not fine_tune:
+            measure(model, fit)
+        learn_motion(model, fit, config)
     shown, judging = max(t for t in compared if t <= 16), f"eval/psnr/{compared[-1]}"
     bar = tqdm(total=config.steps, initial=first, desc="world model")
     losses, began = [], time.perf_counter()
@@ -148,6 +153,16 @@ def train_world_model(
     return replay_report(model, judged, compared)
 
 
+def learn_motion(
+    model: WorldModel, episodes: Sequence[Episode], config: WorldModelTrainingConfig
+) -> None:
+    """Fit how measurements move by themselves; it takes a few minutes, and no picture."""
+    mean, std = model.body_mean.cpu(), model.body_std.cpu()
+    bodies = [(torch.from_numpy(measured(e, model.config.body)) - mean) / std for e in episodes]
+    actions = [e.actions for e in episodes]
+    fit_motion(model.transition.motion, bodies, actions, config.motion, config.seed)
+
+
 def since_best(lines: Sequence[Mapping[str, float]], name: str) -> int:
     """How many lines follow the first in which `name` is highest; 0 without lines."""
     scores = [line[name] for line in lines]
@@ -160,11 +175,13 @@ class Learner:
     def __init__(self, model: WorldModel, config: WorldModelTrainingConfig) -> None:
         """Begin from the model's present weights."""
         self.model, self.config = model, config
+        model.transition.motion.requires_grad_(False)  # learnt before, by itself
         apart = {id(p) for p in (*model.renderer.leave.parameters(), model.renderer.mean)}
         apart.add(id(model.encoder.place))
-        inner = [p for p in model.parameters() if p.dim() >= 2 and id(p) not in apart]
+        learnt = [p for p in model.parameters() if p.requires_grad]
+        inner = [p for p in learnt if p.dim() >= 2 and id(p) not in apart]
         others = {id(p) for p in inner}
-        outer = [p for p in model.parameters() if id(p) not in others]
+        outer = [p for p in learnt if id(p) not in others]
         rate, decay = config.learning_rate, config.weight_decay
         self.optimizers: list[torch.optim.Optimizer] = [
             Muon(inner, rate, weight_decay=decay),
@@ -209,7 +226,7 @@ class Learner:
         still = anchor.repeat_interleave(each, 0)
         shown = valid[rows, chosen].flatten()
         pixel_loss = frame_loss(drawn, clean, still, shown, self.config.change_weight)
-        change = body.diff(dim=1) / model.transition.change
+        change = body.diff(dim=1) / model.transition.motion.change
         move_loss = ((moved - change.clamp(-8, 8)).square().mean(-1) * valid).sum() / valid.sum()
         # Absolute: squares would care for hands that are far out, and not for the millimetres.
         read_loss = (read - self._standardised(batch["moment_bodies"])).abs().mean()
@@ -339,21 +356,17 @@ def measure(model: WorldModel, episodes: Sequence[Episode]) -> None:
     """Give the model what need not be learnt: the mean first picture, the scale of the body."""
     first = torch.stack([torch.from_numpy(e.frames[0]) for e in episodes])
     model.renderer.mean.copy_(F.pixel_unshuffle(pixels(first).mean(0), 2))
-    keys, size = model.config.body, model.config.body_size
-    bodies = [
-        torch.from_numpy(measurements(e.low_dim, keys, len(e) + 1, f"An episode of {e.source!r}"))
-        for e in episodes
-    ]
-    everything = torch.cat(bodies)
+    bodies = [torch.from_numpy(measured(e, model.config.body)) for e in episodes]
+    everything, size = torch.cat(bodies), model.config.body_size
     if everything.shape[1] != size:
         raise ValueError(
-            f"{', '.join(keys)} hold {everything.shape[1]} numbers together, and the world model's "
-            f"body_size is {size}; make them agree."
+            f"{', '.join(model.config.body)} hold {everything.shape[1]} numbers together, and the "
+            f"world model's body_size is {size}; make them agree."
         )
     model.body_mean.copy_(everything.mean(0))
     model.body_std.copy_(everything.std(0).clamp_min(1e-4))
     changes = torch.cat([b.diff(dim=0) for b in bodies]).to(model.device) / model.body_std
-    model.transition.change.copy_(changes.square().mean(0).sqrt().clamp_min(1e-3))
+    model.transition.motion.change.copy_(changes.square().mean(0).sqrt().clamp_min(1e-3))
 
 
 def schedule(config: WorldModelTrainingConfig, step: int) -> float:
