@@ -23,6 +23,7 @@ from trainers.rollout import autocast, evaluate, make_env
 from wm_gym.checks import check_choice
 from wm_gym.data.collection import TAIL, draw_starts, record_expert, record_policy
 from wm_gym.data.episodes import Episode, load
+from wm_gym.data.moments import add_moments
 from wm_gym.evaluation.statistics import rate, wilson
 from wm_gym.real.expert import DEMONSTRATION, PLAY
 from wm_gym.real.pool import SimulationPool
@@ -58,6 +59,8 @@ class WMPOConfig:
     """Simulator processes; one a core by default."""
     imagined_envs: int = 128
     """Imagined episodes side by side."""
+    moments: int = 512
+    """Moments of the rollouts at which imagined episodes begin, besides the starts."""
     preset: str = "nano-object"
     """Of the world model; `nano` is never told where the object is, not even in training."""
     clone: bc.BCConfig = field(default_factory=lambda: bc.BCConfig(held_out=0.0))
@@ -220,7 +223,9 @@ def _improve(config: WMPOConfig, run: Run, seed: int, name: str) -> dict[str, An
     policy = TokenVLA.from_pretrained(run.folder / "policy_base", device=device())
     settings = replace(config.grpo, seed=1000 * config.seed + seed)
     validation = imagined_env(config, run, "validation", settings.eval_episodes)
-    env = imagined_env(config, run, "train", config.imagined_envs)
+    begin = load_starts(config.task, "train", run.folder)
+    begin = add_moments(begin, episodes(run, "rollouts"), config.moments, config.seed)
+    env = imagined_env(config, run, "train", config.imagined_envs, starts=begin)
     stage = Run(run.folder / "training" / f"grpo_{seed}", settings, resume=True)
     grpo.train(settings, policy, env, stage, validation)
     keep(policy, run.folder / name)
@@ -275,11 +280,11 @@ def real_env(config: WMPOConfig, run: Run, split: str, n: int, **options: Any) -
     return make_env(config.task, "real", n, **options)
 
 
-def imagined_env(config: WMPOConfig, run: Run, split: str, n: int) -> Any:
+def imagined_env(config: WMPOConfig, run: Run, split: str, n: int, **options: Any) -> Any:
     """Make n rows of the imagined world of this run."""
-    options = {name: str(run.folder / name) for name in ("world_model", "success")}
-    options |= {"dtype": "bfloat16", "output": "torch", "starts": str(run.folder), "split": split}
-    return make_env(config.task, "imagined", n, **options)
+    made = {name: str(run.folder / name) for name in ("world_model", "success")}
+    made |= {"dtype": "bfloat16", "output": "torch", "starts": str(run.folder), "split": split}
+    return make_env(config.task, "imagined", n, **(made | options))
 
 
 def keep(policy: TokenVLA, folder: Path) -> TokenVLA:

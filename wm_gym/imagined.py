@@ -54,7 +54,10 @@ class ImaginedVectorEnv(WorldVectorEnv):
         self.device = torch.device(self.world_model.device)
         self.success = _success_classifier(success or bundled, self.device)
         self._check_models()
-        self._pool_frames = torch.as_tensor(self.pool.frames, device=self.device)
+        pictures = self.pool.frames[:, None]  # (s, T, H, W, 3), what each start remembers
+        if self.pool.past is not None:
+            pictures = np.concatenate([self.pool.past, pictures], axis=1)
+        self._pool_frames = torch.as_tensor(pictures, device=self.device)
         self._memory: Memory | None = None  # the n rows' memories
         self._features: Tensor | None = None  # (n, window - 1, d) of the last frames
         self._hits: Tensor | None = None  # (n, hold_n - 1) bool, the last windows' verdicts
@@ -66,9 +69,9 @@ class ImaginedVectorEnv(WorldVectorEnv):
 
     @torch.inference_mode()
     def _begin(self, rows: np.ndarray, starts: np.ndarray) -> Tensor:
-        frames = self._pool_frames[torch.from_numpy(starts).to(self.device)]  # (m, H, W, 3)
-        self._remember(rows, frames[:, None])
-        return frames
+        frames = self._pool_frames[torch.from_numpy(starts).to(self.device)]  # (m, T, H, W, 3)
+        self._remember(rows, frames)
+        return frames[:, -1]
 
     @torch.inference_mode()
     def _begin_from_frames(

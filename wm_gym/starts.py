@@ -26,6 +26,9 @@ class StartPool:
     """(s, d) float64, the flattened simulator state behind it."""
     task: str
     split: str
+    past: np.ndarray | None = None
+    """(s, T - 1, H, W, 3) uint8, the pictures before, oldest first, where starts lie in the middle
+    of an episode; for the imagined world alone, and `states` may be NaN."""
 
     def __post_init__(self) -> None:
         """Check shapes and dtypes; raises ValueError."""
@@ -40,6 +43,12 @@ class StartPool:
                 f"Start states must be float64 ({len(frames)}, d), one a frame, got {states.dtype} "
                 f"{states.shape}; record them again."
             )
+        past = self.past
+        if past is None:
+            return
+        wanted = (len(frames), *past.shape[1:2], *frames.shape[1:])
+        if past.dtype != np.uint8 or past.shape != wanted:
+            raise ValueError(f"Start pasts must be uint8 {wanted}, got {past.dtype} {past.shape}.")
 
     def __len__(self) -> int:
         """Count the starts."""

@@ -51,6 +51,17 @@ def test_it_descends_once_it_is_over_the_cube():
     assert expert.act() == pytest.approx([-0.08, 0, -0.48, 0, 0, 0, -1])
 
 
+def test_in_haste_it_lifts_before_the_gripper_has_closed():
+    table = Table(hand=(0, 0, 0.83), cube=(0, 0, 0.83))
+    waits = set()
+    for seed in range(60):
+        config = ExpertConfig(noise=0.0, gain=10.0, speed=0.8, hasty=0.5)
+        expert = LiftExpert(table, config, np.random.default_rng(seed))
+        actions = [expert.act() for _ in range(10)]
+        waits.add(next(i for i, a in enumerate(actions) if a[2] > 0.5) - 2)  # two to get there
+    assert waits == {1, 2, 3, 4, 5, 6, 7}  # the step that begins to close counts; 7 is no haste
+
+
 def test_it_lifts_straight_up_from_where_it_grasped():
     table, expert = at_the_lift()
     table.ee_pos[0] = 0.05

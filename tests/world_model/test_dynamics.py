@@ -17,6 +17,7 @@ from wm_gym.world_model.dynamics import (
     State,
     Transition,
 )
+from wm_gym.world_model.motion import Motion
 
 
 def randomise(module: nn.Module) -> nn.Module:
@@ -35,7 +36,8 @@ def states(n: int = 2) -> State:
 
 
 def transition() -> Transition:
-    return Transition(7, 8, 6, 4, (1, 2), 16, side=2)
+    motion = Motion(4, 7, hand=(0, 1), fingers=(2,))
+    return Transition(motion, 7, 8, 6, 4, 16, side=2)
 
 
 def renderer() -> Renderer:
@@ -216,7 +218,7 @@ def test_the_body_is_moved_by_itself_and_by_what_the_new_vector_says_beside():
 def test_the_body_moves_in_units_of_its_usual_change():
     step, state, action = transition().requires_grad_(False), states(), drawn(2, 7)
     step.contact[-1].bias.copy_(torch.tensor([0.5, -3.0, 3.0, 4.0]))
-    step.motion.layers[-1].bias.copy_(torch.tensor([0.5, 1.0, 0.0, 0.0]))
+    step.motion.robot[-1].bias.copy_(torch.tensor([0.5, 1.0, 0.0]))  # all but the finger, at 2
     step.motion.change.copy_(torch.tensor([0.5, 0.5, 0.0, 2.0]))
     _, moved = step.move(state, action)
     assert moved.tolist() == [[1.0, -2.0, 3.0, 4.0]] * 2

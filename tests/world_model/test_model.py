@@ -286,6 +286,8 @@ def test_the_scale_of_the_body_is_saved_with_the_weights(model, tmp_path):
     measured = {
         "body_mean": [1.0, 2, 3],
         "body_std": [4.0, 5, 6],
+        "transition.motion.mean": [1.5, 2, 3],
+        "transition.motion.std": [4.5, 5, 6],
         "transition.motion.change": [7.0, 8, 9],
     }
     for name, values in measured.items():

@@ -10,23 +10,59 @@ from wm_gym.world_model.motion import SCALES, Motion, MotionTrainingConfig, fit_
 
 
 def test_a_new_motion_is_none():
-    assert Motion(3, (1,), 2)(torch.randn(4, 3), torch.ones(4, 2)).tolist() == [[0.0] * 3] * 4
+    motion = Motion(7, 2, hand=(0, 1, 2), fingers=(3,), objects=(4, 5, 6))
+    assert motion(torch.randn(4, 7), torch.ones(4, 2)).tolist() == [[0.0] * 7] * 4
 
 
-def test_it_is_told_the_body_its_places_at_every_scale_and_the_action():
-    motion = Motion(3, (0, 2), 1)
-    body, action = torch.tensor([[0.3, 9.0, -0.7]]), torch.tensor([[5.0]])
-    given = []
-    motion.layers[0].register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
-    motion(body, action)
-    waves = [scale * x for scale in SCALES for x in (0.3, -0.7)]
-    expected = [0.3, 9.0, -0.7, *np.sin(waves), *np.cos(waves), 5.0]
-    assert given[0][0].tolist() == pytest.approx(expected, abs=1e-6)
+def by_hand() -> Motion:
+    """Measurements: a finger, an object's x y z, the finger's speed, the hand's x y z."""
+    where = {"hand": (5, 6, 7), "fingers": (0,), "speeds": (4,), "objects": (1, 2, 3)}
+    motion = Motion(8, 1, **where, width=8)
+    motion.mean.copy_(torch.tensor([0.0, 0, 0, 1, 0, 0, 0, 1]))
+    motion.std.copy_(torch.tensor([1.0, 0.1, 1, 1, 1, 0.2, 1, 1]))
+    return motion
+
+
+def test_contact_is_seen_from_the_hand_by_hand():
+    body = torch.tensor([[0.3, 0.2, 1.0, -0.02, 9.0, 0.2, 0.0, 0.04]])
+    # Hand (0.04, 0, 1.04), object (0.02, 1, 0.98): away (0.02, -1, 0.06) / 0.08, cut at 1.5. The
+    # hand is 0.04 over its mean height.
+    seen = np.array([0.3, 0.25, -1.5, 0.75, 0.5])
+    waves = np.concatenate([scale * seen for scale in SCALES])
+    expected = [*seen, *np.sin(waves), *np.cos(waves), 9.0]
+    assert by_hand().near(body)[0].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_each_network_moves_its_own_part():
+    motion = by_hand().requires_grad_(False)
+    motion.robot[-1].bias.copy_(torch.tensor([1.0, 2, 3]))
+    motion.met[-1].bias.copy_(torch.tensor([4.0, 5, 6, 7, 8]))  # finger, speed, object
+    assert motion(torch.randn(1, 8), torch.ones(1, 1)).tolist() == [[4, 6, 7, 8, 5, 1, 2, 3]]
+
+
+def test_what_is_met_depends_on_where_the_hand_is_from_it_alone():
+    """Hand and object 0.3 further along x."""
+    motion, action = by_hand().requires_grad_(False), torch.ones(1, 1)
+    torch.nn.init.normal_(motion.met[-1].weight)  # the robot's network still gives 0
+    body = torch.tensor([[0.3, 0.2, 0.1, -0.02, 9.0, 0.2, 0.0, 0.04]])
+    moved = body + torch.tensor([[0, 3.0, 0, 0, 0, 1.5, 0, 0]])
+    apart = body + torch.tensor([[0, 0.1, 0, 0, 0, 0, 0, 0]])
+    met = motion(body, action)
+    torch.testing.assert_close(motion(moved, action), met)
+    assert met.abs().max() > 0.01 and not torch.allclose(motion(apart, action), met)
+
+
+def test_what_is_met_depends_on_how_the_hand_moves():
+    motion, body, action = by_hand().requires_grad_(False), torch.randn(1, 8), torch.ones(1, 1)
+    torch.nn.init.normal_(motion.met[-1].weight)
+    still = motion(body, action)[:, :5]
+    motion.robot[-1].bias[2] = 5.0  # its z
+    assert not torch.allclose(motion(body, action)[:, :5], still)
 
 
 def test_it_is_exact_under_autocast():
-    motion, body, action = Motion(2, (0,), 1), torch.randn(3, 2), torch.randn(3, 1)
-    torch.nn.init.normal_(motion.layers[-1].weight)
+    motion, body, action = Motion(2, 1, fingers=(0,)), torch.randn(3, 2), torch.randn(3, 1)
+    torch.nn.init.normal_(motion.robot[-1].weight), torch.nn.init.normal_(motion.met[-1].weight)
     with torch.autocast("cpu", torch.bfloat16):
         moved = motion(body, action)
     assert moved.dtype == torch.float32 and torch.equal(moved, motion(body, action))
@@ -48,7 +84,7 @@ QUICK = MotionTrainingConfig(steps=400, unroll=6, batch_size=64, noise=0.0)
 @pytest.fixture(scope="module")
 def fitted() -> tuple[Motion, float]:
     torch.manual_seed(0)
-    motion = Motion(1, (0,), 1, width=64)
+    motion = Motion(1, 1, fingers=(0,), width=64)
     motion.change.fill_(0.05)
     bodies, actions = zip(*[falling(seed) for seed in range(60)], strict=True)
     return motion, fit_motion(motion, bodies, actions, QUICK, seed=0)
@@ -71,9 +107,9 @@ def test_the_same_seed_fits_the_same(fitted):
     found = []
     for seed in (1, 1, 2):
         torch.manual_seed(0)
-        motion = Motion(1, (0,), 1, width=8)
+        motion = Motion(1, 1, fingers=(0,), width=8)
         fit_motion(motion, bodies, actions, MotionTrainingConfig(steps=3, unroll=4), seed)
-        found.append(motion.layers[-1].weight.clone())
+        found.append(motion.met[-1].weight.clone())
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 
 
@@ -83,7 +119,7 @@ def test_clips_stay_within_their_episode():
     actions = [np.zeros((5, 1), np.float32), np.zeros((8, 1), np.float32)]
     actions.append(np.zeros((2, 1), np.float32))  # shorter than a clip: left out
     config = MotionTrainingConfig(steps=1, unroll=4, batch_size=500, noise=0.0)
-    assert fit_motion(Motion(1, (0,), 1), bodies, actions, config, seed=0) == 0.0
+    assert fit_motion(Motion(1, 1, fingers=(0,)), bodies, actions, config, seed=0) == 0.0
 
 
 def test_an_action_comes_before_what_it_leads_to():
@@ -93,8 +129,8 @@ def test_an_action_comes_before_what_it_leads_to():
     bodies = [
         torch.from_numpy(np.concatenate([[[0.0]], a.cumsum(0)]).astype("f4")) for a in actions
     ]
-    motion = Motion(1, (0,), 1)
-    motion.forward = lambda body, action: action + 0 * motion.layers[-1].bias
+    motion = Motion(1, 1, fingers=(0,))
+    motion.forward = lambda body, action: action + 0 * motion.met[-1].bias
     config = MotionTrainingConfig(steps=1, unroll=4, batch_size=200, noise=0.0)
     assert fit_motion(motion, bodies, actions, config, seed=0) == pytest.approx(0.0, abs=1e-6)
 
@@ -102,7 +138,7 @@ def test_an_action_comes_before_what_it_leads_to():
 def test_episodes_shorter_than_a_clip_are_refused():
     with pytest.raises(ValueError, match="clips of 12 steps; none of 1 episodes is as long"):
         fit_motion(
-            Motion(1, (0,), 1),
+            Motion(1, 1, fingers=(0,)),
             [torch.zeros(12, 1)],
             [np.zeros((11, 1), np.float32)],
             MotionTrainingConfig(),

@@ -19,12 +19,14 @@ def test_nano_measures_a_hand_seven_joints_and_two_fingers():
     assert PRESETS["nano"].body_size == 3 + 3 * 7 + 2 * 2
 
 
-def test_the_places_of_hand_fingers_and_object_are_known():
-    names = [f"{key} {i}" for key, n in BODY.items() for i in range(n)]
-    names += [f"object {i}" for i in range(3)]
-    found = [names[i].split()[0] for i in PRESETS["nano-object"].places]
-    assert found == ["robot0_eef_pos"] * 3 + ["robot0_gripper_qpos"] * 2 + ["object"] * 3
-    assert PRESETS["nano"].places == PRESETS["nano-object"].places[:5]
+@pytest.mark.parametrize("preset", ["nano", "nano-object"])
+def test_hand_fingers_and_object_are_where_the_config_says(preset):
+    config = PRESETS[preset]
+    names = [key for key, n in (BODY | {"object": 3}).items() for _ in range(n)]
+    assert [names[i] for i in config.hand] == ["robot0_eef_pos"] * 3
+    assert [names[i] for i in config.fingers] == ["robot0_gripper_qpos"] * 2
+    assert [names[i] for i in config.speeds] == ["robot0_gripper_qvel"] * 2
+    assert [names[i] for i in config.objects] == ["object"] * (3 * (preset == "nano-object"))
 
 
 def test_an_object_has_a_place_beside_what_the_robot_measures():

@@ -105,6 +105,8 @@ def test_the_scale_of_the_body_by_hand(tiny, two):
     torch.testing.assert_close(model.body_mean, torch.tensor([2.0, 5.0, 1.0]))
     expected = torch.tensor([6**0.5, 1e-4, 1.0])  # 24 / 4, the least there is, 4 / 4
     torch.testing.assert_close(model.body_std, expected)
+    motion = model.transition.motion
+    assert torch.equal(motion.mean, model.body_mean) and torch.equal(motion.std, model.body_std)
 
 
 def test_the_usual_change_is_within_episodes_and_in_units_of_the_scale_by_hand(tiny, two):

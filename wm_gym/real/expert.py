@@ -28,6 +28,8 @@ class ExpertConfig:
     """Standard deviation of the horizontal error of each attempt; metres."""
     early: float = 0.0
     """Standard deviation of the height error of the grasp; metres, only upwards."""
+    hasty: float = 0.0
+    """Chance that an attempt lifts before the gripper has closed."""
     slip: float = 0.0
     """Chance that an attempt opens the gripper again on its way up."""
     blind: int = 0
@@ -43,7 +45,15 @@ class ExpertConfig:
 
 DEMONSTRATION = ExpertConfig()
 PLAY = ExpertConfig(
-    noise=0.15, offset=0.022, early=0.02, slip=0.2, blind=24, wander=0.3, carry=24, length=160
+    noise=0.15,
+    offset=0.022,
+    early=0.02,
+    hasty=0.3,
+    slip=0.2,
+    blind=24,
+    wander=0.3,
+    carry=24,
+    length=160,
 )
 
 
@@ -80,7 +90,7 @@ class LiftExpert:
             return aim + [0, 0, ABOVE], OPEN
         if self.phase == "descend":
             if np.linalg.norm(aim - hand) < NEAR:
-                self.phase, self.clock = "grasp", GRASP_STEPS
+                self.phase, self.clock = "grasp", self.wait
             return aim, OPEN
         if self.phase == "grasp":
             self.clock -= 1
@@ -101,6 +111,9 @@ class LiftExpert:
         self.table = float(self.env.table_offset[2])
         self.error = np.append(config.offset * rng.standard_normal(2), 0.0)
         self.error[2] = abs(config.early * rng.standard_normal())
+        self.wait = GRASP_STEPS
+        if config.hasty and rng.random() < config.hasty:
+            self.wait = int(rng.integers(GRASP_STEPS))
         self.blind = rng.integers(config.blind + 1)
         self.slip_after = rng.integers(2, 12) if rng.random() < config.slip else config.carry
         self.phase, self.clock = "approach", 0

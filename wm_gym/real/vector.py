@@ -38,6 +38,11 @@ class RealVectorEnv(WorldVectorEnv):
     ) -> None:
         """Start the simulators; `contract` holds the keywords of `WorldVectorEnv`."""
         super().__init__(task, num_envs, **contract)
+        if self.pool.past is not None:
+            raise ValueError(
+                "These starts are moments of recorded episodes, known by their pictures alone; the "
+                "real world needs a simulator's state: use starts that were drawn in it."
+            )
         if workers is None:
             workers = min(num_envs, os.cpu_count() or 1)
         check_count("workers", workers)

@@ -92,11 +92,11 @@ class Transition(nn.Module):
 
     def __init__(
         self,
+        motion: Motion,
         action_dim: int,
         width: int,
         vector: int,
         body: int,
-        places: tuple[int, ...],
         embed: int,
         side: int,
     ) -> None:
@@ -104,7 +104,7 @@ class Transition(nn.Module):
         super().__init__()
         self.glance = Glance(width, side)
         self.vector = nn.GRUCell(action_dim + body + self.glance.size, vector)
-        self.motion = Motion(body, places, action_dim)
+        self.motion = motion
         self.contact = nn.Sequential(
             nn.Linear(vector + body + action_dim, vector),
             nn.SiLU(),

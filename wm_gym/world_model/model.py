@@ -10,6 +10,7 @@ from wm_gym.checks import check_block
 from wm_gym.hub import Pretrained
 from wm_gym.world_model.dynamics import Encoder, Renderer, State, Transition
 from wm_gym.world_model.memory import Memory
+from wm_gym.world_model.motion import Motion
 from wm_gym.world_model.presets import CELL, WorldModelConfig
 
 
@@ -34,8 +35,15 @@ class WorldModel(nn.Module, Pretrained):
             raise ValueError(f"image_size must be a multiple of {CELL}, got {config.image_size}.")
         self.config = c = config
         self.encoder = Encoder(1 + c.memory, c.outer, c.width, c.vector, c.body_size, c.side)
+        where = {name: getattr(c, name) for name in ("hand", "fingers", "speeds", "objects")}
         self.transition = Transition(
-            c.action_dim, c.width, c.vector, c.body_size, c.places, c.embed, c.side
+            Motion(c.body_size, c.action_dim, **where),
+            c.action_dim,
+            c.width,
+            c.vector,
+            c.body_size,
+            c.embed,
+            c.side,
         )
         self.renderer = Renderer(c.width, c.draw, c.body_size, c.embed, c.side)
         self.register_buffer("body_mean", torch.zeros(c.body_size))

@@ -1,9 +1,10 @@
 """How measurements move, by themselves: the robot's under its actions, an object's in its hand.
 
-Whether fingers hold or miss is decided by millimetres within a step or two. Two things let a small
-network learn that from a few hundred grasps: sines and cosines of places, with which it can draw
-sharp lines (Tancik et al. 2020, arXiv 2006.10739), and a loss on what it makes of many steps by
-itself, where a wrong decision is wrong for the rest of the clip.
+Whether fingers hold or miss is decided by millimetres within a step or two. Three things let small
+networks learn that from a few hundred grasps. Contact looks at an object from the hand, so what was
+learnt in one place holds in all. Sines and cosines of places draw sharp lines (Tancik et al. 2020,
+arXiv 2006.10739). And the loss is on what the networks make of many steps by themselves, where a
+wrong decision is wrong for the rest of the clip.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import trange
 
-SCALES = (2.0, 4.0, 8.0, 16.0)  # frequencies, radians per standard deviation
+SCALES = (2.0, 4.0, 8.0, 16.0)  # frequencies, radians per standard deviation or NEAR
+NEAR = 0.08  # metres: as far as a hand reaches around an object
+FAR = 1.5  # times NEAR: objects that are further away are all the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +41,42 @@ class MotionTrainingConfig:
 
 
 class Motion(nn.Module):
-    """One control step of standardised measurements, from themselves and the action."""
+    """One control step of standardised measurements, from themselves and the action.
+
+    One network moves the robot, which may be stopped by what it meets; another moves fingers and
+    objects, and knows of the rest only where the hand is from them and how it moves.
+    """
 
     def __init__(
-        self, body: int, places: tuple[int, ...], action_dim: int, width: int = 256
+        self,
+        body: int,
+        action_dim: int,
+        *,
+        hand: tuple[int, ...] = (),
+        fingers: tuple[int, ...] = (),
+        speeds: tuple[int, ...] = (),
+        objects: tuple[int, ...] = (),
+        width: int = 192,
     ) -> None:
-        """Build for measurements of length `body`, of which those at `places` are places."""
+        """Build for measurements of length `body`.
+
+        hand: where among them the hand's x, y and z stand; objects: the same of each object, one
+        after another; fingers: where the places of these stand; speeds: where their speeds do.
+        """
         super().__init__()
-        entered = body + 2 * len(SCALES) * len(places) + action_dim
-        self.layers = nn.Sequential(
-            nn.Linear(entered, width),
-            nn.SiLU(),
-            nn.Linear(width, width),
-            nn.SiLU(),
-            nn.Linear(width, width),
-            nn.SiLU(),
-            nn.Linear(width, body),
-        )
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
-        self.register_buffer("places", torch.tensor(places, dtype=torch.long), persistent=False)
+        met = (*fingers, *speeds, *objects)
+        robot = tuple(i for i in range(body) if i not in met)
+        near = (1 + 2 * len(SCALES)) * (len(fingers) + len(objects) + len(hand[2:])) + len(speeds)
+        self.robot = perceptron(body + near + action_dim, len(robot), width)
+        self.met = perceptron(near + len(hand) + action_dim, len(met), width)
+        order = {"hand": hand, "fingers": fingers, "speeds": speeds, "objects": objects}
+        order["reach"] = tuple(robot.index(i) for i in hand)
+        order["back"] = tuple((robot + met).index(i) for i in range(body))
+        for name, indices in order.items():
+            self.register_buffer(f"at_{name}", torch.tensor(indices, dtype=torch.long), False)
         self.register_buffer("scales", torch.tensor(SCALES), persistent=False)
+        self.register_buffer("mean", torch.zeros(body))  # of the measurements, in their units
+        self.register_buffer("std", torch.ones(body))
         self.register_buffer("change", torch.ones(body))  # how much each usually changes in a step
 
     def forward(self, body: Tensor, action: Tensor) -> Tensor:
@@ -69,8 +87,39 @@ class Motion(nn.Module):
             exact = torch.autocast(kind, enabled=False)  # millimetres do not survive bfloat16
         with exact:
             body, action = body.float(), action.float()
-            waves = (body[:, None, self.places] * self.scales[:, None]).flatten(1)
-            return self.layers(torch.cat([body, waves.sin(), waves.cos(), action], dim=1))
+            near = self.near(body)
+            robot = self.robot(torch.cat([body, near, action], dim=1))
+            met = self.met(torch.cat([near, robot[:, self.at_reach], action], dim=1))
+            return torch.cat([robot, met], dim=1)[:, self.at_back]
+
+    def near(self, body: Tensor) -> Tensor:
+        """What decides contact, (n, q): places with their sines and cosines, and speeds.
+
+        The places are those of the fingers, of the hand from each object, and of the hand's height.
+        """
+        metres = body * self.std + self.mean
+        hand, objects = metres[:, self.at_hand], metres[:, self.at_objects]
+        away = ((hand.repeat(1, objects.shape[1] // 3) - objects) / NEAR).clamp(-FAR, FAR)
+        height = ((hand - self.mean[self.at_hand]) / NEAR).clamp(-FAR, FAR)[:, 2:]
+        seen = torch.cat([body[:, self.at_fingers], away, height], dim=1)
+        waves = (seen[:, None] * self.scales[:, None]).flatten(1)
+        return torch.cat([seen, waves.sin(), waves.cos(), body[:, self.at_speeds]], dim=1)
+
+
+def perceptron(entered: int, left: int, width: int) -> nn.Sequential:
+    """Three hidden layers; what leaves them is 0 before training."""
+    layers = nn.Sequential(
+        nn.Linear(entered, width),
+        nn.SiLU(),
+        nn.Linear(width, width),
+        nn.SiLU(),
+        nn.Linear(width, width),
+        nn.SiLU(),
+        nn.Linear(width, left),
+    )
+    nn.init.zeros_(layers[-1].weight)
+    nn.init.zeros_(layers[-1].bias)
+    return layers
 
 
 def fit_motion(

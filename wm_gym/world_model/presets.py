@@ -17,7 +17,7 @@ BODY = {
 
 @dataclass(frozen=True, slots=True)
 class WorldModelConfig:
-    """Shape of a pixel world model; the defaults are `nano`, without its places."""
+    """Shape of a pixel world model; the defaults are `nano`, without its hand."""
 
     image_size: int = 64
     memory: int = 4
@@ -36,9 +36,14 @@ class WorldModelConfig:
     episodes to train on need it, playing does not."""
     body_size: int = sum(BODY.values())
     """Numbers that these hold together."""
-    places: tuple[int, ...] = ()
-    """Which of them are places, of the hand, the fingers or an object: millimetres decide what
-    comes of a grasp, and the dynamics are told these numbers at several scales."""
+    hand: tuple[int, ...] = ()
+    """Where in the body the hand's place stands: x, y and z, in metres."""
+    fingers: tuple[int, ...] = ()
+    """Where the places of the fingers stand."""
+    speeds: tuple[int, ...] = ()
+    """Where the speeds of the fingers stand."""
+    objects: tuple[int, ...] = ()
+    """Where the places of objects stand: x, y and z of each, in metres."""
     draw: tuple[int, int] = (96, 48)
     """Channels of the renderer at a quarter and at half of the picture's resolution."""
     embed: int = 256
@@ -57,14 +62,16 @@ class WorldModelConfig:
         return self.width * self.side**2 + self.vector + self.body_size
 
 
-ROBOT = (0, 1, 2, 24, 25)  # the hand's and the fingers' places in BODY
 PRESETS = {
-    "nano": WorldModelConfig(places=ROBOT),
+    "nano": WorldModelConfig(hand=(0, 1, 2), fingers=(24, 25), speeds=(26, 27)),
     # For recordings that say where the object is, as simulators' do: it is read from the pictures
     # and moved like the robot, and how a hand meets an object is learnt from far fewer episodes.
     "nano-object": WorldModelConfig(
         body=(*BODY, "object[:3]"),
         body_size=sum(BODY.values()) + 3,
-        places=(*ROBOT, 28, 29, 30),
+        hand=(0, 1, 2),
+        fingers=(24, 25),
+        speeds=(26, 27),
+        objects=(28, 29, 30),
     ),
 }

@@ -366,7 +366,9 @@ def measure(model: WorldModel, episodes: Sequence[Episode]) -> None:
     model.body_mean.copy_(everything.mean(0))
     model.body_std.copy_(everything.std(0).clamp_min(1e-4))
     changes = torch.cat([b.diff(dim=0) for b in bodies]).to(model.device) / model.body_std
-    model.transition.motion.change.copy_(changes.square().mean(0).sqrt().clamp_min(1e-3))
+    motion = model.transition.motion
+    motion.mean.copy_(model.body_mean), motion.std.copy_(model.body_std)
+    motion.change.copy_(changes.square().mean(0).sqrt().clamp_min(1e-3))
 
 
 def schedule(config: WorldModelTrainingConfig, step: int) -> float:
