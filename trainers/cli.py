@@ -6,6 +6,7 @@ wm-gym <stage> --out runs/lift             one stage of it
 wm-gym train-world-model data/ --out ...   a world model of any recorded episodes
 wm-gym publish runs/lift ...               pool finished runs into a results file
 wm-gym fidelity --episodes ...             replay held-out episodes in a world model
+wm-gym audit                               replay imagined episodes in robosuite
 wm-gym presets                             what world models of every size cost
 wm-gym demo --backend imagined             film n environments side by side
 """
@@ -22,6 +23,7 @@ from typing import Annotated, Any
 import tyro
 
 from trainers import compare, own, wmpo
+from trainers.audit import AuditConfig, audit
 from trainers.demo import DemoConfig, demo
 from trainers.fidelity import FidelityConfig, fidelity
 from trainers.quickstart import QuickstartConfig, quickstart
@@ -81,6 +83,7 @@ def main() -> None:
     commands["train-success"] = _plain(own.train_success, own.EpisodesConfig)
     commands["publish"] = _plain(run_publish, PublishConfig)
     commands["fidelity"] = _plain(fidelity, FidelityConfig)
+    commands["audit"] = _plain(audit, AuditConfig)
     commands["presets"] = run_presets
     commands["demo"] = _plain(demo, DemoConfig)
     try:

@@ -127,7 +127,12 @@ def table(content: Mapping[str, Any]) -> str:
         rows.append((f"{name} improved", *improved, str(difference)))
     rows += [(f"control: {k}", *_cells(v, None), "") for k, v in content["controls"].items()]
     rows.append(("pooled", "", "", "", "", str(Difference(**content["pooled"]))))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(aligned(rows))
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of text with a column under a column, the first to the left and others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = (
         "  ".join(
             cell.ljust(w) if i == 0 else cell.rjust(w)
@@ -135,7 +140,7 @@ def table(content: Mapping[str, Any]) -> str:
         )
         for row in rows
     )
-    return "\n".join(line.rstrip() for line in lines)
+    return [line.rstrip() for line in lines]
 
 
 def _cells(real: Mapping[str, Any], imagined: Mapping[str, Any] | None) -> tuple[str, ...]:

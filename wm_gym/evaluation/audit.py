@@ -1,0 +1,165 @@
+"""Imagined episodes beside real replays of their actions: how often outcomes differ, and why."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from wm_gym.evaluation.paired import aligned
+from wm_gym.evaluation.statistics import Rate, rate
+from wm_gym.files import replacing
+
+STEPS = (16, 32, 48, 64)  # the outcomes are compared by each of these, too
+WORLDS = ("imagined", "real")
+
+
+class Pair(NamedTuple):
+    """An imagined episode, and what came of its actions from the same start in the simulator.
+
+    Steps are control steps, from 1; None is never.
+    """
+
+    policy: str
+    start: int
+    imagined_step: int | None
+    """When the imagined world first called it a success."""
+    real_step: int | None
+    """When the replay first succeeded, by the simulator's predicate."""
+    judged_step: int | None
+    """When the success classifier first calls the real video of the replay a success."""
+    probability: float
+    """The largest probability of success that the imagined world reported."""
+
+
+def report(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Summarise all pairs, and under `policies` those of each policy."""
+    names = dict.fromkeys(pair.policy for pair in pairs)
+    parts = {name: summary([p for p in pairs if p.policy == name]) for name in names}
+    return {**summary(pairs), "policies": parts}
+
+
+def summary(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Every figure of these pairs, ready for JSON; one without episodes to count is None.
+
+    Precision, recall and F1 are of the verdicts on whole episodes, with the simulator's as the
+    truth: `imagined` those of the imagined world, `real` the classifier's on the real videos.
+    `by_step` maps a step to the `rates` of what had happened by then.
+    """
+    imagined, real, judged = outcomes(pairs)
+    return {
+        "pairs": len(pairs),
+        "imagined_success": _rate(imagined),
+        "real_success": _rate(real),
+        **rates(pairs),
+        **{f"{name}_imagined": value for name, value in scores(imagined, real).items()},
+        **{f"{name}_real": value for name, value in scores(judged, real).items()},
+        "by_step": {str(step): rates([until(pair, step) for pair in pairs]) for step in STEPS},
+    }
+
+
+def rates(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """How often imagined outcomes are wrong, and whose share that is.
+
+    Hallucinated: imagined success among real failures. Missed: no imagined success among real
+    successes. An error is the classifier's where it errs the same way on the real video, and
+    otherwise the dynamics'; the two shares have the rate's own n and add up to it.
+    """
+    imagined, real, judged = outcomes(pairs)
+    hallucinated, missed = imagined[~real], ~imagined[real]
+    same_false, same_missed = judged[~real], ~judged[real]  # the classifier's own errors
+    return {
+        "hallucinated_success_rate": _rate(hallucinated),
+        "hallucinated_by_classifier": _rate(hallucinated & same_false),
+        "hallucinated_by_dynamics": _rate(hallucinated & ~same_false),
+        "missed_success_rate": _rate(missed),
+        "missed_by_classifier": _rate(missed & same_missed),
+        "missed_by_dynamics": _rate(missed & ~same_missed),
+        "paired_accuracy": _rate(imagined == real),
+    }
+
+
+def scores(verdicts: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+    """Precision and recall with their intervals, and F1, of verdicts; both (n,) bool.
+
+    F1 is 2 hits / (2 hits + false successes + missed ones).
+    """
+    named = int(verdicts.sum()) + int(truth.sum())
+    return {
+        "precision": _rate(truth[verdicts]),
+        "recall": _rate(verdicts[truth]),
+        "f1": 2 * int((verdicts & truth).sum()) / named if named else None,
+    }
+
+
+def until(pair: Pair, step: int) -> Pair:
+    """The pair as it stood after `step` control steps: what came later has not happened."""
+    names = ("imagined_step", "real_step", "judged_step")
+    late = {name: None for name in names if (getattr(pair, name) or 0) > step}
+    return pair._replace(**late)
+
+
+def outcomes(pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Say which succeed: imagined, real, and judged by the classifier on real video; (n,) bool."""
+    steps = [(p.imagined_step, p.real_step, p.judged_step) for p in pairs]
+    flags = np.array([[s is not None for s in row] for row in steps], bool).reshape(-1, 3)
+    imagined, real, judged = flags.T
+    return imagined, real, judged
+
+
+def table(content: Mapping[str, Any]) -> str:
+    """A `report` as plain text: every policy, all of them, and all of them by step."""
+    lines = [("", "pairs", "imagined", "real", "hallucinated", "missed", "accuracy")]
+    wrong = ("hallucinated_success_rate", "missed_success_rate", "paired_accuracy")
+    for name, part in [*content["policies"].items(), ("all", content)]:
+        success = (f"{100 * part[f'{world}_success']['rate']:.1f} %" for world in WORLDS)
+        lines.append((name, str(part["pairs"]), *success, *(_text(part[key]) for key in wrong)))
+    for step, part in content["by_step"].items():
+        lines.append((f"all, by step {step}", "", "", "", *(_text(part[key]) for key in wrong)))
+    shares = [
+        f"Of the {kind} successes, the classifier's own errors: "
+        f"{_count(content[f'{kind}_by_classifier'])} of {_count(content[f'{kind}_success_rate'])}."
+        for kind in ("hallucinated", "missed")
+    ]
+    f1 = {world: content[f"f1_{world}"] for world in WORLDS}
+    told = {name: "-" if value is None else f"{value:.3f}" for name, value in f1.items()}
+    verdicts = f"F1 of imagined verdicts {told['imagined']}, of those on real video {told['real']}."
+    return "\n".join([*aligned(lines), *shares, verdicts])
+
+
+def write_pairs(path: str | Path, pairs: Sequence[Pair]) -> None:
+    """Write a CSV of one row a pair, all or nothing; an empty cell is never."""
+    with replacing(path) as aside, aside.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Pair._fields)
+        writer.writerows(pairs)
+
+
+def read_pairs(path: str | Path) -> list[Pair]:
+    """Read what `write_pairs` wrote; raises ValueError for a table with other columns."""
+    with Path(path).open(newline="") as file:
+        columns, *rows = list(csv.reader(file)) or [[]]
+    if tuple(columns) != Pair._fields:
+        raise ValueError(
+            f"{path} has the columns {', '.join(columns) or 'of an empty file'}; expected "
+            f"{', '.join(Pair._fields)}, as `wm-gym audit` writes them."
+        )
+    return [
+        Pair(policy, int(start), *(int(s) if s else None for s in steps), float(probability))
+        for policy, start, *steps, probability in rows
+    ]
+
+
+def _rate(flags: np.ndarray) -> dict[str, Any] | None:
+    return rate(flags)._asdict() if flags.size else None
+
+
+def _text(found: Mapping[str, Any] | None) -> str:
+    return "-" if found is None else str(Rate(**found))
+
+
+def _count(found: Mapping[str, Any] | None) -> int:
+    return found["successes"] if found else 0
