@@ -62,6 +62,15 @@ def test_in_haste_it_lifts_before_the_gripper_has_closed():
     assert waits == {1, 2, 3, 4, 5, 6, 7}  # the step that begins to close counts; 7 is no haste
 
 
+def test_it_presses_down_while_it_closes():
+    config = ExpertConfig(noise=0.0, gain=10.0, speed=0.8, deep=1.0)
+    table = Table(hand=(0, 0, 0.83), cube=(0, 0, 0.83))
+    expert = LiftExpert(table, config, np.random.default_rng(0))
+    actions = [expert.act() for _ in range(9)]
+    # 10 x 0.05 x 0.8 under the hand, wherever it is, from where it begins to close.
+    assert [round(float(a[2]), 3) for a in actions[2:]] == [-0.4] * 7
+
+
 def test_it_lifts_straight_up_from_where_it_grasped():
     table, expert = at_the_lift()
     table.ee_pos[0] = 0.05

@@ -11,6 +11,7 @@ OPEN, CLOSED = -1.0, 1.0
 ABOVE = 0.06  # metres over the object from where the descent begins
 NEAR = 0.015  # metres: a waypoint counts as reached
 GRASP_STEPS = 7  # control steps that the gripper needs to close
+PRESS = 0.05  # metres under the hand that it aims for where it presses down
 LIFT_HEIGHT = 0.12  # metres over the table that the lift aims for
 
 
@@ -30,13 +31,15 @@ class ExpertConfig:
     """Standard deviation of the height error of the grasp; metres, only upwards."""
     hasty: float = 0.0
     """Chance that an attempt lifts before the gripper has closed."""
+    deep: float = 0.0
+    """Chance that an attempt presses down, on table or object, while the gripper closes."""
     slip: float = 0.0
     """Chance that an attempt opens the gripper again on its way up."""
     blind: int = 0
     """Up to this many steps of a lift are played before it is checked that the object came along.
     Else a hand that keeps rising would always hold it, and a world model would learn just that."""
     wander: float = 0.0
-    """Chance that an attempt begins with a walk to a random place."""
+    """Chance that an attempt begins with a walk to a random place, on the table at times."""
     carry: int = 10_000
     """Steps of a lift after which the object is let go and tried anew."""
     length: int | None = None
@@ -49,6 +52,7 @@ PLAY = ExpertConfig(
     offset=0.022,
     early=0.02,
     hasty=0.3,
+    deep=0.4,
     slip=0.2,
     blind=24,
     wander=0.3,
@@ -97,7 +101,7 @@ class LiftExpert:
             if self.clock <= 0:
                 self.phase, self.clock = "lift", self.slip_after
                 self.lift = np.array([hand[0], hand[1], self.table + LIFT_HEIGHT])
-            return np.append(aim[:2], hand[2]), CLOSED
+            return np.append(aim[:2], hand[2] - self.press), CLOSED
         self.clock -= 1
         self.blind -= 1
         missed = hand[2] - cube[2] > 0.04 and self.blind <= 0
@@ -114,13 +118,14 @@ class LiftExpert:
         self.wait = GRASP_STEPS
         if config.hasty and rng.random() < config.hasty:
             self.wait = int(rng.integers(GRASP_STEPS))
+        self.press = PRESS if config.deep and rng.random() < config.deep else 0.0
         self.blind = rng.integers(config.blind + 1)
         self.slip_after = rng.integers(2, 12) if rng.random() < config.slip else config.carry
         self.phase, self.clock = "approach", 0
         if rng.random() < config.wander:
             self.phase, self.clock = "wander", int(rng.integers(4, 16))
             self.detour = np.array(
-                [*rng.uniform(-0.15, 0.15, 2), self.table + rng.uniform(0.03, 0.2)]
+                [*rng.uniform(-0.15, 0.15, 2), self.table + rng.uniform(-0.03, 0.2)]
             )
 
 

@@ -17,7 +17,7 @@ from wm_gym.world_model.presets import PRESETS, WorldModelConfig
 from wm_gym.world_model.transformer import VideoTransformer, VideoTransformerConfig
 
 SIZES: dict[str, WorldModelConfig | VideoTransformerConfig] = {
-    "nano": PRESETS["nano"],  # two CPU cores, 64 px
+    **PRESETS,  # two CPU cores, 64 px
     "small": VideoTransformerConfig(  # one GPU, 128 px
         image_size=128,
         depth=12,
