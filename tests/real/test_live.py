@@ -1,4 +1,4 @@
-"""From a live simulator in the middle of a motion into the imagination, with the bundled weights."""
+"""From a live simulator in mid-motion into the imagination, with the bundled weights."""
 
 from __future__ import annotations
 
