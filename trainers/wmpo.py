@@ -23,7 +23,7 @@ from trainers.rollout import autocast, evaluate, make_env
 from wm_gym.checks import check_choice
 from wm_gym.data.collection import TAIL, draw_starts, record_expert, record_policy
 from wm_gym.data.episodes import Episode, load
-from wm_gym.data.moments import add_moments
+from wm_gym.data.moments import draw_moments, with_moments
 from wm_gym.evaluation.statistics import rate, wilson
 from wm_gym.real.expert import DEMONSTRATION, PLAY
 from wm_gym.real.pool import SimulationPool
@@ -60,7 +60,7 @@ class WMPOConfig:
     imagined_envs: int = 128
     """Imagined episodes side by side."""
     moments: int = 512
-    """Moments of the rollouts at which imagined episodes begin, besides the starts."""
+    """Moments of the rollouts at which imagined episodes begin, beside the starts."""
     preset: str = "nano-object"
     """Of the world model; `nano` is never told where the object is, not even in training."""
     clone: bc.BCConfig = field(default_factory=lambda: bc.BCConfig(held_out=0.0))
@@ -224,7 +224,9 @@ def _improve(config: WMPOConfig, run: Run, seed: int, name: str) -> dict[str, An
     settings = replace(config.grpo, seed=1000 * config.seed + seed)
     validation = imagined_env(config, run, "validation", settings.eval_episodes)
     begin = load_starts(config.task, "train", run.folder)
-    begin = add_moments(begin, episodes(run, "rollouts"), config.moments, config.seed)
+    if config.moments:
+        moments = draw_moments(episodes(run, "rollouts"), config.moments, config.seed)
+        begin = with_moments(begin, moments)
     env = imagined_env(config, run, "train", config.imagined_envs, starts=begin)
     stage = Run(run.folder / "training" / f"grpo_{seed}", settings, resume=True)
     grpo.train(settings, policy, env, stage, validation)

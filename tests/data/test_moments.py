@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.fakes import imagined
-from wm_gym.data.moments import PAST, add_moments
+from wm_gym.data.moments import PAST, draw_moments, with_moments
 from wm_gym.real.vector import RealVectorEnv
 from wm_gym.starts import StartPool
 
@@ -19,44 +19,51 @@ def pool() -> StartPool:
     return StartPool(frames, np.array([[1.0, 2.0], [3.0, 4.0]]), "Lift", "train")
 
 
-def levels(pool: StartPool) -> np.ndarray:
-    """Brightness of what each start remembers, past and present, (s, T)."""
-    return np.concatenate([pool.past, pool.frames[:, None]], 1)[..., 0, 0, 0]
+def levels(moments: np.ndarray) -> np.ndarray:
+    """Brightness of pictures that are one brightness each, (m, T)."""
+    return moments[..., 0, 0, 0].astype(int)
 
 
-def test_starts_stay_and_are_at_rest(pool, make_episode):
-    more = add_moments(pool, [make_episode()], 3, seed=0)
-    assert len(more) == 5 and (more.task, more.split) == ("Lift", "train")
-    assert levels(more)[:2].tolist() == [[100] * (PAST + 1), [101] * (PAST + 1)]
-    assert np.array_equal(more.states[:2], pool.states) and np.isnan(more.states[2:]).all()
-
-
-def test_a_moment_remembers_where_its_episode_began_and_the_pictures_just_before(
-    pool, make_episode
-):
+def test_a_moment_shows_where_its_episode_began_and_the_pictures_just_before(make_episode):
     episodes = [make_episode(number, t=15) for number in range(4)]  # levels 10 x number + time
-    shown = levels(add_moments(pool, episodes, 40, seed=0))[2:].astype(int)
-    number, time = np.divmod(shown[:, -1] - shown[:, 0], 100)[0], shown[:, -1] - shown[:, 0]
-    assert (shown[:, 0] % 10 == 0).all() and (number == 0).all()  # the first picture of its own
+    shown = levels(draw_moments(episodes, 40, seed=0))
+    time = shown[:, -1] - shown[:, 0]
+    assert (shown[:, 0] % 10 == 0).all()
     before = np.arange(1 - PAST, 1)[None]  # the PAST pictures that end with the moment
-    expected = shown[:, :1] + (time[:, None] + before).clip(min=0)
-    assert np.array_equal(shown[:, 1:], expected)
+    assert np.array_equal(shown[:, 1:], shown[:, :1] + (time[:, None] + before).clip(min=0))
     assert set(time) <= set(range(1, 16)) and len(set(time)) > 8
 
 
-def test_episodes_take_turns(pool, make_episode):
+def test_episodes_take_turns(make_episode):
     episodes = [make_episode(number, t=3) for number in range(5)]
-    firsts = levels(add_moments(pool, episodes, 12, seed=1))[2:, 0]
+    firsts = levels(draw_moments(episodes, 12, seed=1))[:, 0]
     assert sorted(np.bincount(firsts // 10)) == [2, 2, 2, 3, 3]
 
 
-def test_no_moment_comes_after_success(pool, make_episode):
+def test_no_moment_comes_after_success(make_episode):
     episode = make_episode(t=9, success=(3, 4))  # done after the action at 3, in picture 4
-    shown = levels(add_moments(pool, [episode], 60, seed=0))[2:, -1]
-    assert set(shown) == {1, 2, 3}
+    assert set(levels(draw_moments([episode], 60, seed=0))[:, -1]) == {1, 2, 3}
+    at_once = make_episode(t=2, success=(0,))
+    assert set(levels(draw_moments([at_once], 9, seed=0))[:, -1]) == {0}
 
 
-def test_an_imagined_episode_begins_at_a_moment(make_episode):
+def test_a_pool_keeps_its_starts_and_these_are_at_rest(pool):
+    moments = np.arange(3, dtype=np.uint8)[None, :, None, None, None] + np.zeros(
+        (2, 1, 4, 4, 3), np.uint8
+    )
+    more = with_moments(pool, moments)
+    assert (more.task, more.split, len(more)) == ("Lift", "train", 4)
+    assert levels(more.past).tolist() == [[100, 100], [101, 101], [0, 1], [0, 1]]
+    assert more.frames[:, 0, 0, 0].tolist() == [100, 101, 2, 2]
+    assert np.array_equal(more.states[:2], pool.states) and np.isnan(more.states[2:]).all()
+
+
+def test_moments_of_another_size_are_refused(pool):
+    with pytest.raises(ValueError, match=r"\(m, T, 4, 4, 3\).*got uint8 \(1, 2, 8, 8, 3\)"):
+        with_moments(pool, np.zeros((1, 2, 8, 8, 3), np.uint8))
+
+
+def test_an_imagined_episode_begins_at_a_moment():
     frames = np.full((1, 8, 8, 3), 100, np.uint8)
     past = np.broadcast_to(np.array([10, 20], np.uint8)[None, :, None, None, None], (1, 2, 8, 8, 3))
     pool = StartPool(frames, np.full((1, 1), np.nan), "Lift", "train", past=past.copy())
@@ -75,9 +82,9 @@ def test_an_imagined_episode_begins_at_a_moment(make_episode):
         )
 
 
-def test_the_real_world_cannot_begin_at_a_moment(pool, make_episode):
+def test_the_real_world_cannot_begin_at_a_moment(pool):
     with pytest.raises(ValueError, match="pictures alone"):
-        RealVectorEnv("Lift", starts=add_moments(pool, [make_episode()], 1, seed=0))
+        RealVectorEnv("Lift", starts=with_moments(pool, np.zeros((1, 2, 4, 4, 3), np.uint8)))
 
 
 def test_pasts_of_another_shape_are_refused(pool):

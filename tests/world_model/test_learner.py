@@ -46,7 +46,7 @@ def test_every_weight_has_one_optimiser_and_vectors_have_adamw(small):
     )
     alone = {name for name in names.values() if name.startswith("transition.motion.")}
     assert sorted(muon + adamw) == sorted(set(names.values()) - alone)
-    assert len(alone) == 8
+    assert len(alone) == 2 * 8  # two networks of four layers
     assert "transition.vector.weight_hh" in muon and "encoder.enter.weight" in muon
     apart = {"renderer.mean", "renderer.leave.2.weight", "encoder.place"}
     assert {n for n in adamw if dict(learner.model.named_parameters())[n].dim() > 1} == apart

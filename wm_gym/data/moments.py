@@ -12,19 +12,33 @@ from wm_gym.starts import StartPool
 PAST = 10  # pictures before a moment: what memory and success classifier look back upon
 
 
-def add_moments(pool: StartPool, episodes: Sequence[Episode], count: int, seed: int) -> StartPool:
-    """Add `count` moments of recorded episodes, drawn at random, to a pool of starts.
+def draw_moments(episodes: Sequence[Episode], count: int, seed: int) -> np.ndarray:
+    """Draw `count` moments before success, uint8 (count, T, H, W, 3): what is seen up to each.
 
-    A policy that practises from these alone meets real pictures of its own mistakes, and a world
-    model need not imagine its way there (branched rollouts: Janner et al. 2019, arXiv 1906.08253).
-    Moments after the first success are left out. Episodes take turns, so that each gives as many.
-    The pool is for the imagined world: of a moment only pictures are known.
+    The first picture is that of the episode, the others are the last T - 1. Episodes take turns, so
+    that each gives as many.
     """
     rng = np.random.default_rng([seed, 4])
     turns = np.resize(rng.permutation(len(episodes)), count)  # (count,) episode of each moment
-    pictures = [_moment(episodes[i], rng) for i in turns]
-    pictures = np.stack([_at_rest(frame) for frame in pool.frames] + pictures)  # (s, T, H, W, 3)
-    unknown = np.full((count, pool.states.shape[1]), np.nan)
+    return np.stack([_moment(episodes[i], rng) for i in turns])
+
+
+def with_moments(pool: StartPool, moments: np.ndarray) -> StartPool:
+    """Add moments, uint8 (m, T, H, W, 3), to a pool of starts, for the imagined world.
+
+    A policy that practises from these meets real pictures of its own mistakes, and a world model
+    need not imagine its way there (branched rollouts: Janner et al. 2019, arXiv 1906.08253). Of a
+    moment only pictures are known, so its simulator state is NaN. Raises ValueError for pictures of
+    another size.
+    """
+    if moments.shape[2:] != pool.frames.shape[1:]:
+        raise ValueError(
+            f"Moments must be uint8 (m, T, {', '.join(map(str, pool.frames.shape[1:]))}) as the "
+            f"pool's starts are, got {moments.dtype} {moments.shape}."
+        )
+    at_rest = np.repeat(pool.frames[:, None], moments.shape[1], axis=1)
+    pictures = np.concatenate([at_rest, moments])  # (s + m, T, H, W, 3)
+    unknown = np.full((len(moments), pool.states.shape[1]), np.nan)
     return StartPool(
         pictures[:, -1].copy(),
         np.concatenate([pool.states, unknown]),
@@ -42,7 +56,3 @@ def _moment(episode: Episode, rng: np.random.Generator) -> np.ndarray:
     shown = np.arange(t - PAST, t + 1).clip(min=0)
     shown[0] = 0  # where the episode began
     return episode.frames[shown]
-
-
-def _at_rest(frame: np.ndarray) -> np.ndarray:
-    return np.repeat(frame[None], PAST + 1, axis=0)
