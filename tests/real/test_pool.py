@@ -94,6 +94,14 @@ simulations.map(sys.argv[2], [()])
 """
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """Let Ctrl-C interrupt even where a job in the background was told to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def patch():
     """Let new processes run the fake worker, with or without a GL library on this machine."""
