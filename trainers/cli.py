@@ -5,6 +5,7 @@ wm-gym wmpo --task Lift --budget 128       the whole method, from nothing
 wm-gym <stage> --out runs/lift             one stage of it
 wm-gym train-world-model data/ --out ...   a world model of any recorded episodes
 wm-gym publish runs/lift ...               pool finished runs into a results file
+wm-gym bundle runs/lift                    ship a run with the package
 wm-gym fidelity --episodes ...             replay held-out episodes in a world model
 wm-gym audit                               replay imagined episodes in robosuite
 wm-gym presets                             what world models of every size cost
@@ -24,6 +25,7 @@ import tyro
 
 from trainers import compare, own, wmpo
 from trainers.audit import AuditConfig, audit
+from trainers.bundle import BundleConfig, ship
 from trainers.demo import DemoConfig, demo
 from trainers.fidelity import FidelityConfig, fidelity
 from trainers.quickstart import QuickstartConfig, quickstart
@@ -82,6 +84,7 @@ def main() -> None:
     commands["train-world-model"] = _plain(own.train_world_model, own.WorldModelConfig)
     commands["train-success"] = _plain(own.train_success, own.EpisodesConfig)
     commands["publish"] = _plain(run_publish, PublishConfig)
+    commands["bundle"] = _plain(ship, BundleConfig)
     commands["fidelity"] = _plain(fidelity, FidelityConfig)
     commands["audit"] = _plain(audit, AuditConfig)
     commands["presets"] = run_presets

@@ -14,9 +14,11 @@ import torch
 from policies.token import TokenVLA
 from trainers import grpo
 from trainers.rollout import autocast, evaluate, make_env
+from wm_gym.data.moments import load_moments, with_moments
 from wm_gym.evaluation.paired import provenance, result, run_row, table, write_result
 from wm_gym.evaluation.video import hold, side_by_side, tile, write_video
 from wm_gym.runs import Run
+from wm_gym.starts import load_starts
 from wm_gym.tasks import get_task
 
 
@@ -81,7 +83,8 @@ def quickstart(config: QuickstartConfig) -> None:
 
 
 def _improve(config: QuickstartConfig, policy: TokenVLA, run: Run) -> dict[str, Any]:
-    env = _env(config, "imagined", config.imagined_envs, "train")
+    begin = with_moments(load_starts(config.task, "train"), load_moments(config.task))
+    env = _env(config, "imagined", config.imagined_envs, "train", starts=begin)
     validation = _env(config, "imagined", config.grpo.eval_episodes, "validation")
     grpo.train(config.grpo, policy, env, run, validation)
     policy.save_pretrained(run.folder / "policy_improved", dtype=torch.float16)

@@ -93,7 +93,9 @@ class Pretrained:
             aside.write_text(json.dumps(config, indent=2) + "\n")
         if description or metrics or not (folder / CARD).exists():
             with replacing(folder / CARD) as aside:
-                aside.write_text(self._card(folder.name, description, metrics or {}))
+                ours = folder.is_relative_to(ASSETS)
+                name = folder.relative_to(ASSETS).as_posix() if ours else folder.name
+                aside.write_text(self._card(name, description, metrics or {}))
 
     @classmethod
     def from_pretrained(

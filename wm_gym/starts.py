@@ -55,13 +55,18 @@ class StartPool:
         return len(self.frames)
 
 
+def bundle(task: str) -> Path:
+    """Return the folder of what comes with the package for a task; ValueError if unknown."""
+    return Path(__file__).parent / "assets" / get_task(task).name.lower()
+
+
 def load_starts(task: str, split: str, folder: Path | str | None = None) -> StartPool:
     """Read one split of a task's starts, from the bundled file or from `folder`/starts.npz.
 
     Raises ValueError for an unknown task or split and for a damaged or foreign file,
     FileNotFoundError where there is none.
     """
-    bundled = Path(__file__).parent / "assets" / get_task(task).name.lower()
+    bundled = bundle(task)
     if split not in SPLITS:
         raise ValueError(f"Unknown split {split!r}; expected one of {', '.join(SPLITS)}.")
     path = (bundled if folder is None else Path(folder)) / FILE_NAME

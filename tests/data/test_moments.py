@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.fakes import imagined
-from wm_gym.data.moments import PAST, draw_moments, with_moments
+from wm_gym.data.moments import PAST, draw_moments, load_moments, save_moments, with_moments
 from wm_gym.real.vector import RealVectorEnv
 from wm_gym.starts import StartPool
 
@@ -61,6 +61,20 @@ def test_a_pool_keeps_its_starts_and_these_are_at_rest(pool):
 def test_moments_of_another_size_are_refused(pool):
     with pytest.raises(ValueError, match=r"\(m, T, 4, 4, 3\).*got uint8 \(1, 2, 8, 8, 3\)"):
         with_moments(pool, np.zeros((1, 2, 8, 8, 3), np.uint8))
+
+
+def test_moments_come_back_from_their_file(tmp_path):
+    moments = np.random.default_rng(0).integers(0, 256, (3, 2, 4, 4, 3), np.uint8)
+    assert save_moments(moments, tmp_path) == tmp_path / "moments.npz"
+    assert np.array_equal(load_moments("Lift", tmp_path), moments)
+
+
+def test_a_missing_or_damaged_file_of_moments_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"No moments for task 'Lift' at .*moments\.npz"):
+        load_moments("Lift", tmp_path)
+    (tmp_path / "moments.npz").write_bytes(b"PK cut short")
+    with pytest.raises(ValueError, match=r"moments\.npz holds no moments"):
+        load_moments("Lift", tmp_path)
 
 
 def test_an_imagined_episode_begins_at_a_moment():

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from wm_gym.data.episodes import Episode
-from wm_gym.starts import StartPool
+from wm_gym.files import replacing
+from wm_gym.starts import StartPool, bundle
 
+FILE_NAME = "moments.npz"
 PAST = 10  # pictures before a moment: what memory and success classifier look back upon
 
 
@@ -46,6 +50,34 @@ def with_moments(pool: StartPool, moments: np.ndarray) -> StartPool:
         pool.split,
         past=pictures[:, :-1].copy(),
     )
+
+
+def save_moments(moments: np.ndarray, folder: Path | str) -> Path:
+    """Write moments, uint8 (m, T, H, W, 3), to `folder`/moments.npz, and return the path."""
+    path = Path(folder) / FILE_NAME
+    with replacing(path) as aside, aside.open("wb") as file:
+        np.savez_compressed(file, frames=moments)
+    return path
+
+
+def load_moments(task: str, folder: Path | str | None = None) -> np.ndarray:
+    """Read a task's moments, uint8 (m, T, H, W, 3): those bundled, or `folder`/moments.npz.
+
+    Raises FileNotFoundError where there is no such file and ValueError where it is damaged.
+    """
+    path = (bundle(task) if folder is None else Path(folder)) / FILE_NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"No moments for task {task!r} at {path}; draw them from recorded episodes with "
+            "draw_moments, and keep them with save_moments."
+        )
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays["frames"]
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} holds no moments ({error}); expected an array `frames` as save_moments writes."
+        ) from error
 
 
 def _moment(episode: Episode, rng: np.random.Generator) -> np.ndarray:

@@ -1,0 +1,127 @@
+"""The command `wm-gym bundle`: what of a run is shipped, and what the cards say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from policies.token import TokenVLA, TokenVLAConfig
+from trainers.bundle import BundleConfig, fidelity_rows, ship
+from trainers.wmpo import WMPOConfig
+from wm_gym.data import Episode, EpisodeWriter
+from wm_gym.data.moments import load_moments
+from wm_gym.runs import Run
+from wm_gym.starts import StartPool, load_starts, save_starts
+from wm_gym.success.classifier import SuccessClassifier, SuccessConfig
+from wm_gym.world_model.model import WorldModel
+from wm_gym.world_model.presets import WorldModelConfig
+
+REPORTS = {
+    "train-world-model": {
+        **{"psnr/1": 30.0, "psnr/32": 22.46},
+        **{"psnr_other/1": 28.0, "psnr_other/32": 12.0},
+        **{"psnr_first/1": 26.0, "psnr_first/32": 13.0},
+    },
+    "train-success": {
+        "real": {"f1": 0.98, "false_success": 0.0},
+        "imagined": {"f1": 0.845, "false_success": 0.07},
+    },
+    "grpo": {},
+    "clone": {"validation": {"n": 4, "successes": 2, "rate": 0.5, "low": 0.15, "high": 0.85}},
+    "test_real_policy_base": {"success": [True, False, False, False]},
+    "test_real_policy_improved_3": {"success": [True, True, True, False]},
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A run folder as the stages would leave it, with tiny models."""
+    folder = tmp_path_factory.mktemp("run")
+    run = Run(folder, WMPOConfig(out=folder, seed=5, grpo_seeds=(3, 4)))
+    shape = {"outer": 8, "width": 8, "vector": 8, "draw": (8, 8), "embed": 8}
+    body = {"body": ("x",), "body_size": 1, "fingers": (0,)}
+    WorldModel(WorldModelConfig(image_size=16, **shape, **body)).save_pretrained(
+        folder / "world_model"
+    )
+    judge = SuccessClassifier(SuccessConfig(channels=8, side=2, vector=9, width=8, features=8))
+    judge.save_pretrained(folder / "success")
+    small = {"width": 16, "depth": 1, "heads": 2, "stem_width": 8, "stem_depth": 1, "keypoints": 4}
+    for name, fill in (("policy_base", 0.0), ("policy_improved_3", 3.0), ("policy_improved_4", 4)):
+        policy = TokenVLA(TokenVLAConfig(image_size=16, **small))
+        for weights in policy.parameters():
+            torch.nn.init.constant_(weights, fill)
+        policy.save_pretrained(folder / name)
+    frames = np.zeros((2, 16, 16, 3), np.uint8)
+    save_starts([StartPool(frames, np.arange(4.0).reshape(2, 2), "Lift", "train")], folder)
+    with EpisodeWriter(folder / "data/rollouts.hdf5", {}) as writer:
+        writer.append(
+            Episode(
+                frames=np.full((6, 16, 16, 3), 9, np.uint8),
+                actions=np.zeros((5, 7), np.float32),
+                success=np.zeros(5, bool),
+            )
+        )
+    for name, report in REPORTS.items():
+        run.once(name, lambda report=report: report)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shipped(finished, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("shipped")
+    audit = path / "audit.json"
+    half = {"n": 4, "successes": 2, "rate": 0.5, "low": 0.15, "high": 0.85}
+    rates = {"hallucinated_success_rate": half, "missed_success_rate": None}
+    audit.write_text(
+        json.dumps({"pairs": 8, "split": "validation", **rates, "paired_accuracy": half})
+    )
+    ship(BundleConfig(finished, audit=audit, moments=3, path=path / "lift"))
+    return path / "lift"
+
+
+def card(shipped: Path, name: str) -> str:
+    return (shipped / name / "README.md").read_text()
+
+
+def test_models_starts_and_moments_are_shipped(shipped):
+    first = next(TokenVLA.from_pretrained(shipped / "policy_improved").parameters())
+    assert (first == 3).all()  # of the first GRPO seed
+    assert WorldModel.from_pretrained(shipped / "world_model").config.image_size == 16
+    assert SuccessClassifier.from_pretrained(shipped / "success").config.channels == 8
+    assert len(load_starts("Lift", "train", shipped)) == 2
+    moments = load_moments("Lift", shipped)
+    assert moments.shape == (3, 11, 16, 16, 3) and (moments == 9).all()
+
+
+def test_cards_say_what_was_measured(shipped):
+    world = card(shipped, "world_model")
+    assert "| PSNR at step 1 / 32, held-out episodes | 30.0 / 22.5 dB |" in world
+    assert "8 paired replays (validation starts) | 50.0 % [15.0, 85.0] (n = 4) |" in world
+    assert "missed success rate, 8 paired replays (validation starts) | - |" in world
+    assert "7 scripted demonstrations, 290 episodes of play and 128 rollouts" in world
+    assert "as imagined, F1 / false successes | 0.84 / 7 % |" in card(shipped, "success")
+    assert "| test starts, greedy | 25.0 % [4.6, 69.9] (n = 4) |" in card(shipped, "policy_base")
+    improved = card(shipped, "policy_improved")
+    assert "| test starts, greedy | 75.0 % [30.1, 95.4] (n = 4) |" in improved
+    assert "| more than the base policy, same starts | +50.0 points [0.0, 100.0] |" in improved
+
+
+def test_replays_are_rows_of_a_card_in_the_order_of_their_steps():
+    rows = fidelity_rows(REPORTS["train-world-model"])
+    assert list(rows.values()) == ["30.0 / 22.5 dB", "28.0 / 12.0 dB", "26.0 / 13.0 dB"]
+
+
+def test_an_unfinished_run_is_named(tmp_path):
+    Run(tmp_path / "new", WMPOConfig(out=tmp_path / "new"))
+    with pytest.raises(FileNotFoundError, match="no finished stage 'train-world-model'"):
+        ship(BundleConfig(tmp_path / "new", path=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"There is no .*config\.json"):
+        ship(BundleConfig(tmp_path, path=tmp_path / "out"))
