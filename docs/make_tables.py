@@ -59,11 +59,17 @@ def stages(content: Mapping[str, Any]) -> str:
 
 
 def speed(content: Mapping[str, Any]) -> str:
-    """speed.json: its `rows` (flat objects with the same keys), as they are."""
-    head = list(content["rows"][0])
-    rows = [[_cell(row[key]) for key in head] for row in content["rows"]]
-    table = _table([key.replace("_", " ") for key in head], rows)
-    return f"{table}\n\n{_made(content)} {_machine(content)}"
+    """speed.json: its `rows`, flat objects with the same keys, but for milliseconds by part."""
+    head = [key for key in content["rows"][0] if not key.endswith("_ms")]
+    return f"{_columns(content['rows'], head)}\n\n{_made(content)} {_machine(content)}"
+
+
+def parts(content: Mapping[str, Any]) -> str:
+    """speed.json: milliseconds of a step by part; and by how far into an episode it begins."""
+    rows = content["rows"]
+    head = ["num_envs", "chunk", *(key for key in rows[0] if key.endswith("_ms"))]
+    clocks = ", ".join(f"{1000 * s:.0f} ms at {at}" for at, s in content["step_seconds"].items())
+    return f"{_columns(rows, head)}\n\nA step of 16 rows, by the episode's clock: {clocks}."
 
 
 # Section between <!-- NAME:begin --> and <!-- NAME:end -->: the file it shows, and how.
@@ -71,6 +77,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "results": ("lift_wmpo.json", results),
     "stages": ("lift_wmpo.json", stages),
     "speed": ("speed.json", speed),
+    "parts": ("speed.json", parts),
 }
 
 
@@ -110,6 +117,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _columns(rows: Sequence[Mapping[str, Any]], head: Sequence[str]) -> str:
+    names = [key.replace("_", " ") for key in head]
+    return _table(names, [[_cell(row[key]) for key in head] for row in rows])
 
 
 def _rate(rate: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The benchmark of the environment's own cost, on fakes: what it times and what it writes."""
+"""The benchmarks on fakes: what they time and what they write."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import gymnasium as gym
 import pytest
 import torch
 
-from benchmarks import env_overhead
+from benchmarks import env_overhead, world_model_speed
 from benchmarks.env_overhead import OverheadConfig, bare_call, frozen, main, overhead
 from tests.fakes import FakeSuccess, FakeWorldModel, fake_pool
 from wm_gym.imagined import ImaginedVectorEnv
@@ -19,8 +19,8 @@ def model(monkeypatch) -> FakeWorldModel:
     """A world model that counts its calls, in every world that is made."""
     model = FakeWorldModel()
 
-    def make_vec(id, **options):
-        assert id == "wm_gym/Lift-v0"
+    def make_vec(id, backend="imagined", **options):
+        assert (id, backend) == ("wm_gym/Lift-v0", "imagined")
         fakes = {"world_model": model, "success": FakeSuccess(0.0), "starts": fake_pool()}
         return ImaginedVectorEnv("Lift", **fakes, **options)
 
@@ -59,3 +59,47 @@ def test_the_file_is_what_the_issue_publishes(model, tmp_path):
     assert [row["num_envs"] for row in written["rows"]] == [1, 2]
     assert written["rows"][0].keys() == written["deterministic_rows"][0].keys()
     assert set(written["frozen"]) == {"full_seconds", "quarter_seconds", "ratio"}
+
+
+class Clock:
+    """Time that stands still but for `costs` seconds at every `step`."""
+
+    def __init__(self, costs: list[float]) -> None:
+        self.now, self.costs = 0.0, list(costs)
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def step(self, step):
+        def timed(actions):
+            self.now += self.costs.pop(0)
+            return step(actions)
+
+        return timed
+
+
+def test_the_median_of_all_steps_but_the_first_counts(model, monkeypatch):
+    clock = Clock([9.0, 0.5, 0.25, 2.0])
+    monkeypatch.setattr(world_model_speed.time, "perf_counter", clock.perf_counter)
+    env = gym.make_vec("wm_gym/Lift-v0", num_envs=3, chunk=2, horizon=4)
+    env.step = clock.step(env.step)
+    # 9 s to warm up, then 0.5, 0.25 and 2 s: 2.75 s are over the 2.5 asked for.
+    assert world_model_speed.steps_per_second(env, 2.5) == 3 * 2 / 0.5
+
+
+def test_a_late_step_is_timed_where_it_begins(model, monkeypatch):
+    steps = 512 // 8 + 4
+    costs = [0.001 * number for number in range(steps)]
+    clock = Clock(costs)
+    monkeypatch.setattr(world_model_speed.time, "perf_counter", clock.perf_counter)
+    make = gym.make_vec
+
+    def timed(*given, **options):
+        env = make(*given, **options)
+        env.step = clock.step(env.step)
+        return env
+
+    monkeypatch.setattr(gym, "make_vec", timed)
+    found = world_model_speed.clocks(world_model_speed.SpeedConfig(chunk=8), 2)
+    # Step i begins at control step 8 i; the median of three from there is that of step i + 1.
+    assert found == pytest.approx({"8": 0.002, "64": 0.009, "512": 0.065})

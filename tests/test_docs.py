@@ -97,11 +97,14 @@ def test_check_fails_on_a_stale_page_and_leaves_it_alone(tables, checkout, capsy
 
 
 def test_speed_rows_become_a_table_as_they_are(tables, tmp_path):
-    rows = [{"world": "imagined", "environments": 64, "steps_per_second": 1234.5}]
-    (tmp_path / "speed.json").write_text(json.dumps({**ORIGIN, "rows": rows}))
+    rows = [{"num_envs": 64, "chunk": 8, "steps_per_second": 1234.5, "draw_ms": 12.25}]
+    content = {**ORIGIN, "rows": rows, "step_seconds": {"8": 0.1, "512": 0.101}}
+    (tmp_path / "speed.json").write_text(json.dumps(content))
     page = tables.fill("<!-- speed:begin --><!-- speed:end -->", tmp_path)
-    assert "| world | environments | steps per second |" in page
-    assert "| imagined | 64 | 1,234 |" in page
+    assert "| num envs | chunk | steps per second |\n" in page and "| 64 | 8 | 1,234 |\n" in page
+    page = tables.fill("<!-- parts:begin --><!-- parts:end -->", tmp_path)
+    assert "| num envs | chunk | draw ms |\n" in page and "| 64 | 8 | 12.25 |\n" in page
+    assert "100 ms at 8, 101 ms at 512." in page
 
 
 def test_without_a_file_a_section_says_that_nothing_is_measured(tables, tmp_path):

@@ -1,0 +1,189 @@
+"""How fast the imagined world is, where its time goes, and how fast robosuite is beside it.
+
+python benchmarks/world_model_speed.py --path docs/results/speed.json
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from torch import nn
+
+import wm_gym  # noqa: F401  registers the ids
+from trainers.cli import set_threads
+from wm_gym.evaluation.paired import aligned, provenance, write_result
+from wm_gym.imagined import ImaginedVectorEnv
+from wm_gym.world_model.sizes import SIZES, costs, flop
+
+CLOCKS = (8, 64, 512)  # control steps into an episode at which a step must cost the same
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedConfig:
+    """What is measured."""
+
+    task: str = "Lift"
+    num_envs: tuple[int, ...] = (1, 16, 64, 256)
+    """Environments side by side; each number is a row of the table."""
+    chunk: int = 8
+    seconds: float = 3.0
+    """Of one measurement."""
+    real: bool = True
+    """Measure robosuite, too: as many environments, as many actions a step."""
+    path: Path | None = None
+    """Where to write the numbers as JSON."""
+
+
+def make(config: SpeedConfig, n: int, backend: str, **options: Any) -> Any:
+    """Make rows that never end early."""
+    if backend == "imagined":
+        options = {"dtype": "bfloat16"} | options
+    return gym.make_vec(
+        f"wm_gym/{config.task}-v0",
+        num_envs=n,
+        backend=backend,
+        autoreset_mode="disabled",
+        ignore_terminations=True,
+        **options,
+    )
+
+
+def steps_per_second(env: gym.vector.VectorEnv, seconds: float) -> float:
+    """Control steps of all rows a second of `step`; the first step, which warms up, is left out."""
+    world, rng = env.unwrapped, np.random.default_rng(0)
+    times: list[float] = []
+    while sum(times[1:]) < seconds or len(times) < 3:
+        if len(times) % max(1, world.horizon // (world.chunk or 1)) == 0:
+            env.reset(seed=0)
+        action = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
+        began = time.perf_counter()
+        env.step(action)
+        times.append(time.perf_counter() - began)
+    return env.num_envs * (world.chunk or 1) / float(np.median(times[1:]))
+
+
+def parts(env: ImaginedVectorEnv, seconds: float) -> dict[str, float]:
+    """Milliseconds of what a step is made of: to imagine, to judge, to draw the last pictures."""
+    model, judge, n, k = env.world_model, env.success, env.num_envs, env.chunk
+    frames = torch.as_tensor(env.pool.frames[np.arange(n) % len(env.pool)], device=env.device)
+    actions = torch.zeros(n, k, env.task.action_dim, device=env.device)
+    noise = torch.randn(n, *model.noise_shape(k), device=env.device)
+    with torch.inference_mode(), env._autocast():
+        memory = model.begin(frames[:, None])
+        latents = model.imagine(memory, actions, noise)[1]
+        past = judge.embed(latents[:, :1]).expand(-1, judge.config.window - 1, -1)
+        calls: dict[str, Callable[[], Any]] = {
+            "imagine": lambda: model.imagine(memory, actions, noise),
+            "judge": lambda: judge.probability(torch.cat([past, judge.embed(latents)], 1)),
+            "draw": lambda: model.decode(latents[:, -1:]),
+        }
+        share = seconds / len(calls)
+        return {f"{name}_ms": 1000 * seconds_of(call, share) for name, call in calls.items()}
+
+
+def seconds_of(call: Callable[[], Any], duration: float) -> float:
+    """Median seconds of a call, repeated for `duration` seconds after one to warm up."""
+    times: list[float] = []
+    while sum(times[1:]) < duration or len(times) < 3:
+        began = time.perf_counter()
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return float(np.median(times[1:]))
+
+
+def matrix_rate(device: torch.device, seconds: float) -> float:
+    """FLOP a second of a product of two bfloat16 matrices of 2,048 rows, 8,192 on a GPU."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device).to(torch.bfloat16) for _ in range(2))
+    return 2 * size**3 / seconds_of(lambda: a @ b, seconds)
+
+
+def step_flop(env: ImaginedVectorEnv) -> int:
+    """FLOP of one step of one row: a chunk imagined and judged, its last picture drawn."""
+    cost, judge = costs(env.world_model.config), env.success
+    with torch.device("meta"), torch.no_grad():
+        copy: nn.Module = type(judge)(judge.config)
+        latents = torch.zeros(1, env.chunk, judge.config.latent_size)
+        window = torch.zeros(1, judge.config.window - 1 + env.chunk, judge.config.features)
+        judged = flop(lambda: (copy.embed(latents), copy.logits(window)))
+    return env.chunk * cost.frame_flop + cost.picture_flop + judged
+
+
+def row(config: SpeedConfig, n: int, chunk: int, rate: float) -> dict[str, Any]:
+    """Measure n environments with `chunk` actions a step, in both worlds."""
+    horizon = 8 * chunk
+    found: dict[str, Any] = {"num_envs": n, "chunk": chunk}
+    with closing(make(config, n, "imagined", chunk=chunk, horizon=horizon)) as env:
+        world = env.unwrapped
+        speed = steps_per_second(env, config.seconds)
+        found["steps_per_second"] = speed
+        found["flops_share"] = step_flop(world) * speed / chunk / rate
+        found |= parts(world, config.seconds)
+    options = {"chunk": chunk, "horizon": horizon}
+    with closing(make(config, n, "imagined", return_frames=True, **options)) as env:
+        found["every_picture"] = steps_per_second(env, config.seconds)
+    if config.real:
+        for name, frames in (("real_steps_per_second", False), ("real_every_picture", True)):
+            with closing(make(config, n, "real", return_frames=frames, **options)) as env:
+                found[name] = steps_per_second(env, config.seconds)
+    if torch.cuda.is_available():
+        found["peak_bytes"] = torch.cuda.max_memory_allocated()
+    return found
+
+
+def clocks(config: SpeedConfig, n: int) -> dict[str, float]:
+    """Seconds of a step that begins so many control steps into an episode."""
+    found = {}
+    horizon = CLOCKS[-1] + 4 * config.chunk
+    with closing(make(config, n, "imagined", chunk=config.chunk, horizon=horizon)) as env:
+        actions = np.zeros(env.action_space.shape, np.float32)
+        env.reset(seed=0)
+        times: dict[int, float] = {}
+        for step in range(math.ceil(horizon / config.chunk)):
+            began = time.perf_counter()
+            env.step(actions)
+            times[step * config.chunk] = time.perf_counter() - began
+    for clock in CLOCKS:  # the median of three steps
+        near = [times[clock + i * config.chunk] for i in range(3)]
+        found[str(clock)] = float(np.median(near))
+    return found
+
+
+def main(config: SpeedConfig) -> None:
+    """Measure, print a table, and write it where asked."""
+    set_threads()
+    with closing(make(config, 1, "imagined")) as env:
+        device, shape = env.unwrapped.device, env.unwrapped.world_model.config
+    preset = next((name for name, size in SIZES.items() if size == shape), "its own")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    rate = matrix_rate(device, config.seconds)
+    print(f"{name}: {rate / 1e9:,.0f} GFLOP/s in products of bfloat16 matrices")
+    rows = []
+    for n, chunk in [(1, 1), *((n, config.chunk) for n in config.num_envs)]:
+        rows.append({"device": name, "preset": preset, **row(config, n, chunk, rate)})
+        print(rows[-1], flush=True)
+    content = {"matrix_flops": rate, "rows": rows, "step_seconds": clocks(config, 16)}
+    print("\n".join(aligned([list(rows[0]), *([_cell(v) for v in r.values()] for r in rows)])))
+    print("Seconds of a step of 16 rows, by the episode's clock:", content["step_seconds"])
+    if config.path:
+        write_result(config.path, {**provenance([0]), **content})
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(SpeedConfig))
