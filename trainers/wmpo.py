@@ -36,6 +36,7 @@ from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.presets import PRESETS
 from wm_gym.world_model.training import WorldModelTrainingConfig, train_world_model
 
+ON_POLICY = 3.0  # how much more often a clip of the rollouts is trained on than another
 STARTS = {"train": 512, "validation": 128, "test": 256}
 
 
@@ -162,7 +163,9 @@ def rollouts(config: WMPOConfig, run: Run) -> dict[str, Any]:
 
 
 def world_model(config: WMPOConfig, run: Run) -> dict[str, Any]:
-    """Train the world model on everything recorded so far."""
+    """Train the world model on everything recorded so far, most of all on what the policy does."""
+    weights = {"rollouts": ON_POLICY} | config.world_model.weights
+    config = replace(config, world_model=replace(config.world_model, weights=weights))
     return fit_world_model(config, run, episodes(run, "demonstrations", "play", "rollouts"))
 
 

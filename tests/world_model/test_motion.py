@@ -122,6 +122,16 @@ def test_clips_stay_within_their_episode():
     assert fit_motion(Motion(1, 1, fingers=(0,)), bodies, actions, config, seed=0) == 0.0
 
 
+def test_clips_are_drawn_by_the_weights_of_their_episodes():
+    """Of two episodes the second moves by one usual change a step, which the motion never does."""
+    bodies = [torch.zeros(9, 1), torch.arange(6.0)[:, None]]
+    actions = [np.zeros((8, 1), np.float32), np.zeros((5, 1), np.float32)]
+    config = MotionTrainingConfig(steps=1, unroll=1, batch_size=4000, noise=0.0)
+    for weights, share in (((1.0, 0.0), 0), ((0.0, 2.0), 1), ((1.0, 3.0), 15 / 23), (None, 5 / 13)):
+        found = fit_motion(Motion(1, 1, fingers=(0,)), bodies, actions, config, 0, weights)
+        assert found == pytest.approx(share, abs=0.03)
+
+
 def test_an_action_comes_before_what_it_leads_to():
     """The body is the sum of the actions so far, so with this motion nothing is left to learn."""
     rng = np.random.default_rng(0)

@@ -105,34 +105,19 @@ class Transition(nn.Module):
         self.glance = Glance(width, side)
         self.vector = nn.GRUCell(action_dim + body + self.glance.size, vector)
         self.motion = motion
-        self.contact = nn.Sequential(
-            nn.Linear(vector + body + action_dim, vector),
-            nn.SiLU(),
-            nn.Linear(vector, vector),
-            nn.SiLU(),
-            nn.Linear(vector, body),
-        )
-        nn.init.zeros_(self.contact[-1].weight)
-        nn.init.zeros_(self.contact[-1].bias)
         self.condition = nn.Linear(vector + body + action_dim, embed)
         self.grid = Residual(width, embed)
 
     def forward(self, state: State, action: Tensor) -> State:
-        """Play action (n, a)."""
-        vector, moved = self.move(state, action)
-        return self.follow(state.grid, vector, state.body + self.motion.change * moved, action)
+        """Play action (n, a). The body moves as measurements do by themselves."""
+        body = state.body + self.motion.change * self.motion(state.body, action)
+        return self.follow(state.grid, self.recall(state, action), body, action)
 
-    def move(self, state: State, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the next vector (n, g), and how far the body moves (n, p) in usual changes.
-
-        It moves as measurements do by themselves, and as the vector says beside: of what the hand
-        meets it may know more than is measured.
-        """
+    def recall(self, state: State, action: Tensor) -> Tensor:
+        """Return the next vector, float32 (n, g)."""
         dtype = state.grid.dtype
         told = [action.to(dtype), state.body.to(dtype), self.glance(state.grid)]
-        vector = self.vector(torch.cat(told, dim=1), state.vector.to(dtype)).float()
-        met = self.contact(torch.cat([vector, state.body, action], dim=1)).float()
-        return vector, self.motion(state.body, action) + met
+        return self.vector(torch.cat(told, dim=1), state.vector.to(dtype)).float()
 
     def follow(self, grid: Tensor, vector: Tensor, body: Tensor, action: Tensor) -> State:
         """Let the grid follow a body that has moved."""

@@ -102,7 +102,7 @@ class WorldModel(nn.Module, Pretrained):
         state, latents = self.unflatten(memory.state), []
         bodies = (measured - self.body_mean) / self.body_std
         for action, body in zip(actions.unbind(1), bodies.unbind(1), strict=True):
-            vector, _ = self.transition.move(state, action)
+            vector = self.transition.recall(state, action)
             state = self.transition.follow(state.grid, vector, body, action)
             latents.append(flatten(state))
         return torch.stack(latents, dim=1)

@@ -128,11 +128,12 @@ def fit_motion(
     actions: Sequence[np.ndarray],
     config: MotionTrainingConfig,
     seed: int,
+    weights: Sequence[float] | None = None,
 ) -> float:
     """Train `motion` in place on episodes: standardised measurements (t + 1, p), actions (t, a).
 
-    It is frozen afterwards. Returns the mean absolute error over the last tenth of the steps, in
-    units of `change`.
+    `weights`: the relative chance of a clip by its episode. It is frozen afterwards. Returns the
+    mean absolute error over the last tenth of the steps, in units of `change`.
     """
     motion.requires_grad_(True)
     device, unroll = motion.change.device, config.unroll
@@ -149,6 +150,8 @@ def fit_motion(
     first = torch.cat([torch.arange(int(t) - unroll + 1) for t in lengths])
     act = (lengths.cumsum(0) - lengths)[episode] + first  # row of a clip's first action
     at = act + episode  # and of its first measurement: episodes have one more
+    chances = torch.tensor([weights[i] for i in long] if weights else [1.0] * len(long))
+    edges = chances[episode].double().cumsum(0)
     optimizer = torch.optim.AdamW(
         motion.parameters(), config.learning_rate, weight_decay=config.weight_decay
     )
@@ -158,7 +161,8 @@ def fit_motion(
     generator = torch.Generator().manual_seed(seed)
     losses = []
     for _ in (bar := trange(config.steps, desc="motion")):
-        clip = torch.randint(len(at), (config.batch_size,), generator=generator)
+        drawn = edges[-1] * torch.rand(config.batch_size, generator=generator, dtype=torch.double)
+        clip = torch.searchsorted(edges, drawn, right=True).clamp_max(len(at) - 1)
         begun = told[at[clip]]
         body = begun + config.noise * torch.randn(begun.shape, generator=generator).to(device)
         loss = torch.zeros((), device=device)

@@ -61,7 +61,7 @@ class WorldModelTrainingConfig:
     change_weight: float = 2.0
     """Extra weight of pixels near what differs from the first frame: what moves is small."""
     body_weight: float = 0.1
-    """Of the errors in the body, as it is read from pictures and as it moves, beside pixels."""
+    """Of the errors in the body, as it is read from pictures, beside pixels."""
     body_noise: float = 0.01
     """Noise on the body that every step is told, in its standard deviations: what is imagined will
     not be exact."""
@@ -160,7 +160,8 @@ def learn_motion(
     mean, std = model.body_mean.cpu(), model.body_std.cpu()
     bodies = [(torch.from_numpy(measured(e, model.config.body)) - mean) / std for e in episodes]
     actions = [e.actions for e in episodes]
-    fit_motion(model.transition.motion, bodies, actions, config.motion, config.seed)
+    weights = [config.weights.get(e.source, 1.0) for e in episodes]
+    fit_motion(model.transition.motion, bodies, actions, config.motion, config.seed, weights)
 
 
 def since_best(lines: Sequence[Mapping[str, float]], name: str) -> int:
@@ -219,38 +220,32 @@ class Learner:
         valid = batch["valid"].to(device)
         with torch.autocast(device.type, torch.bfloat16):
             start = model.encoder(remembered(batch, device))
-            grids, moved = self._led(start, batch["actions"].to(device), body, noise)
+            grids = self._led(start, batch["actions"].to(device), body, noise)
             seen = grids[rows, chosen].flatten(0, 1), body[:, 1:][rows, chosen].flatten(0, 1)
             drawn = model.renderer(*seen)
             read = model.encoder.body(batch["moments"].to(device))
         still = anchor.repeat_interleave(each, 0)
         shown = valid[rows, chosen].flatten()
         pixel_loss = frame_loss(drawn, clean, still, shown, self.config.change_weight)
-        change = body.diff(dim=1) / model.transition.motion.change
-        move_loss = ((moved - change.clamp(-8, 8)).square().mean(-1) * valid).sum() / valid.sum()
         # Absolute: squares would care for hands that are far out, and not for the millimetres.
         read_loss = (read - self._standardised(batch["moment_bodies"])).abs().mean()
-        return pixel_loss + self.config.body_weight * (read_loss + move_loss / 2)
+        return pixel_loss + self.config.body_weight * read_loss
 
     def _standardised(self, body: Tensor) -> Tensor:
         return (body.to(self.model.device) - self.model.body_mean) / self.model.body_std
 
-    def _led(
-        self, state: State, actions: Tensor, body: Tensor, noise: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _led(self, state: State, actions: Tensor, body: Tensor, noise: Tensor) -> Tensor:
         """Play actions (n, t, a) beside the true body (n, 1 + t, p), which every step is told.
 
-        Returns the grids (n, t, d, h, w), and how far the body was thought to move at each step
-        (n, t, p).
+        Returns the grids (n, t, d, h, w).
         """
         transition, told = self.model.transition, body[:, :-1] + self.config.body_noise * noise
-        grids, moved = [], []
+        grids = []
         for t, action in enumerate(actions.unbind(1)):
-            vector, move = transition.move(state._replace(body=told[:, t]), action)
+            vector = transition.recall(state._replace(body=told[:, t]), action)
             state = transition.follow(state.grid, vector, body[:, t + 1], action)
             grids.append(state.grid)
-            moved.append(move)
-        return torch.stack(grids, dim=1), torch.stack(moved, dim=1)
+        return torch.stack(grids, dim=1)
 
     def averaged(self) -> Averaged:
         """Context in which the model has its averaged weights."""
