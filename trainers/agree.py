@@ -32,7 +32,7 @@ from wm_gym.runs import Run
 from wm_gym.starts import StartPool
 
 MEANT = 10  # policies, where nobody says under which noise
-NOISE = (0.0, 0.4, 0.2, 0.6, 0.1, 0.3, 0.5, 0.8, 0.7, 1.0)  # so many of these as make that many
+NOISE = (0.0, 0.8, 0.4, 0.2, 0.6, 0.1, 1.0, 0.3, 0.5, 0.7)  # so many of these as make that many
 
 
 @dataclass(frozen=True, slots=True)
