@@ -75,29 +75,27 @@ class Episodes(NamedTuple):
     probability: np.ndarray  # (n,) float32: the largest reported after a decision
 
 
+class Models(NamedTuple):
+    """All that plays, and how to tell it from others."""
+
+    world_model: WorldModel
+    success: SuccessClassifier
+    policies: dict[str, TokenVLA]
+    """By their `labels`."""
+    weights: dict[str, Any]
+    """The `fingerprint` of each."""
+
+
 def audit(config: AuditConfig) -> None:
     """Replay imagined episodes in robosuite: how many successes are hallucinated, or missed."""
     check_count("episodes", config.episodes)
     config = resolve(config)
-    pool = load_starts(config.task, config.split, config.starts)
-    if config.episodes > len(pool):
-        raise ValueError(
-            f"There are {len(pool)} {config.split} starts for {config.episodes} episodes; ask for "
-            "fewer, or for another --split."
-        )
-    names = labels(config.policies)
-    model = WorldModel.from_pretrained(config.world_model, device=device())
-    classifier = SuccessClassifier.from_pretrained(config.success, device=device())
-    players = [TokenVLA.from_pretrained(policy, device=device()) for policy in config.policies]
-    weights = {
-        "world_model": fingerprint(model),
-        "success": fingerprint(classifier),
-        "policies": {n: fingerprint(policy) for n, policy in zip(names, players, strict=True)},
-    }
+    pool = first_starts(config)
+    model, classifier, players, weights = load_models(config)
     run = Run(config.out, {**asdict(config), "weights": weights}, resume=True)
     pairs: list[Pair] = []
     played = {}
-    for number, (name, policy) in enumerate(zip(names, players, strict=True)):
+    for number, (name, policy) in enumerate(players.items()):
         done = run.once(
             f"pairs_{number}",
             lambda name=name, policy=policy: {
@@ -118,6 +116,32 @@ def audit(config: AuditConfig) -> None:
     write_result(run.folder / "audit.json", content)
     print(table(content))
     print(f"Written to {run.folder}: audit.csv, audit.json")
+
+
+def first_starts(config: AuditConfig) -> StartPool:
+    """Load the starts to play from; raises ValueError where there are too few."""
+    pool = load_starts(config.task, config.split, config.starts)
+    if config.episodes > len(pool):
+        raise ValueError(
+            f"There are {len(pool)} {config.split} starts for {config.episodes} episodes; ask for "
+            "fewer, or for another --split."
+        )
+    return pool
+
+
+def load_models(config: AuditConfig) -> Models:
+    """Load all that a resolved `config` names; raises ValueError for a policy named twice."""
+    names = labels(config.policies)
+    model = WorldModel.from_pretrained(config.world_model, device=device())
+    classifier = SuccessClassifier.from_pretrained(config.success, device=device())
+    players = [TokenVLA.from_pretrained(policy, device=device()) for policy in config.policies]
+    policies = dict(zip(names, players, strict=True))
+    weights = {
+        "world_model": fingerprint(model),
+        "success": fingerprint(classifier),
+        "policies": {name: fingerprint(policy) for name, policy in policies.items()},
+    }
+    return Models(model, classifier, policies, weights)
 
 
 def resolve(config: AuditConfig) -> AuditConfig:

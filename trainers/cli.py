@@ -8,6 +8,7 @@ wm-gym publish runs/lift ...               pool finished runs into a results fil
 wm-gym bundle runs/lift                    ship a run with the package
 wm-gym fidelity --episodes ...             replay held-out episodes in a world model
 wm-gym audit                               replay imagined episodes in robosuite
+wm-gym agree                               play policies in both worlds
 wm-gym presets                             what world models of every size cost
 wm-gym demo --backend imagined             film n environments side by side
 """
@@ -24,6 +25,7 @@ from typing import Annotated, Any
 import tyro
 
 from trainers import compare, own, wmpo
+from trainers.agree import AgreeConfig, agree
 from trainers.audit import AuditConfig, audit
 from trainers.bundle import BundleConfig, ship
 from trainers.demo import DemoConfig, demo
@@ -87,6 +89,7 @@ def main() -> None:
     commands["bundle"] = _plain(ship, BundleConfig)
     commands["fidelity"] = _plain(fidelity, FidelityConfig)
     commands["audit"] = _plain(audit, AuditConfig)
+    commands["agree"] = _plain(agree, AgreeConfig)
     commands["presets"] = run_presets
     commands["demo"] = _plain(demo, DemoConfig)
     try:

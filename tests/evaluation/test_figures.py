@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
-from wm_gym.evaluation.figures import film_strip, plot_report, write_strips
+from wm_gym.evaluation.figures import film_strip, plot_agreement, plot_report, write_strips
 
 
 def film(t: int, colour: int, size: int = 8) -> np.ndarray:
@@ -80,3 +81,28 @@ def test_a_plot_draws_the_curves_of_the_report(tmp_path, monkeypatch):
     assert drawn["under other actions"] == ([1, 2, 3], [1.0, 2.0, 3.0])
     assert np.isnan(drawn["imagined, moving region"][1][1])
     assert {"imagined", "first picture held", "whole", "moving region"} < set(drawn)
+
+
+def success(low: float, at: float, high: float) -> dict:
+    return {"low": low, "rate": at, "high": high}
+
+
+def test_agreement_is_drawn_in_percent_with_both_intervals(tmp_path, monkeypatch):
+    drawn, errorbar = [], Axes.errorbar
+
+    def record(axes, x, y, y_error, x_error, label, **options):
+        drawn.append((label, *(np.round(v, 6).tolist() for v in (x, x_error, y, y_error))))
+        return errorbar(axes, x, y, y_error, x_error, label=label, **options)
+
+    monkeypatch.setattr(Axes, "errorbar", record)
+    rows = [
+        {"policy": "a", "imagined": success(0.5, 0.75, 1), "real": success(0, 0.25, 0.5)},
+        {"policy": "b", "imagined": success(0, 0, 0.25), "real": success(0.75, 1, 1)},
+        {"policy": "a", "imagined": success(0, 0.5, 1), "real": success(0.25, 0.5, 1)},
+    ]
+    plot_agreement(tmp_path / "agreement.png", {"policies": rows})
+    assert drawn == [
+        ("a", [75, 50], [[25, 50], [25, 50]], [25, 50], [[25, 25], [25, 50]]),
+        ("b", [0], [[0], [25]], [100], [[25], [0]]),
+    ]
+    assert Image.open(tmp_path / "agreement.png").width == 768

@@ -7,96 +7,16 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from policies.base import Act
-from tests.fakes import FakeSuccess, FakeWorldModel, fake_pool
+from tests.fakes import FakeWorldModel
+from tests.trainers.two_worlds import Judge, Pusher
 from trainers import audit as module
 from trainers.audit import AuditConfig, audit, fingerprint, judge, labels, resolve
 from trainers.cli import main
 from wm_gym.evaluation.audit import Pair, read_pairs
-from wm_gym.imagined import ImaginedVectorEnv
-from wm_gym.success.classifier import pad_features
-
-HALF = 178.5 / 255  # a picture of level 179 is a success, one of 178 is not
-
-
-class Judge(FakeSuccess):
-    """Also looks at whole videos."""
-
-    def watch(self, latents):
-        return self.probability(pad_features(self.embed(latents), 8))
-
-
-class Slippery(FakeWorldModel):
-    """The true world: what the actions do there, times `grip`."""
-
-    def __init__(self, grip: float) -> None:
-        super().__init__()
-        self.grip = grip
-
-    def imagine(self, memory, actions, noise):
-        return super().imagine(memory, self.grip * actions, noise)
-
-
-class Pusher(nn.Module):
-    """Makes the imagined picture `levels` brighter at every step, whatever it sees."""
-
-    def __init__(self, levels: float, chunk: int = 8) -> None:
-        super().__init__()
-        self.levels = nn.Parameter(torch.tensor(levels))
-        self.config, self.chunk, self.told = SimpleNamespace(chunk=chunk), chunk, []
-
-    def act(self, obs, instructions, *, greedy=False, generator=None):
-        self.told.append((obs["image"][:, 0, 0, 0].tolist(), instructions, greedy))
-        action = torch.zeros(len(obs["image"]), self.chunk, 7)
-        action[..., 0] = self.levels / 12.75  # FakeWorldModel adds 12.75 levels times this
-        return Act(action, action, action)
-
-
-@pytest.fixture
-def world(monkeypatch, tmp_path) -> SimpleNamespace:
-    """Models and simulator are fakes: in both worlds start s has level 100 + s, here as imagined.
-
-    `played` lists the actions (n, k, 7) that each world was given, `made` the worlds themselves.
-    """
-    monkeypatch.chdir(tmp_path)
-    here = SimpleNamespace(grip=1.0, predicate=HALF, model=FakeWorldModel(), judge=Judge(HALF))
-    here.policies = {"a/bold": Pusher(2.0), "a/shy": Pusher(0.5)}
-    here.pool, here.made, here.played = fake_pool(), [], {"imagined": [], "real": []}
-    make_vec = gym.make_vec
-
-    def make(id, num_envs, backend, starts, **options):
-        if backend == "imagined":
-            env = make_vec(id, num_envs=num_envs, starts=starts, **options)
-        else:
-            assert options.pop("workers") == 3
-            models = {"world_model": Slippery(here.grip), "success": FakeSuccess(here.predicate)}
-            env = ImaginedVectorEnv("Lift", num_envs, starts=starts, **models, **options)
-        step = env.step
-        env.step = lambda actions: here.played[backend].append(actions.copy()) or step(actions)
-        here.made.append((backend, env))
-        return env
-
-    def starts(task, split, folder):
-        here.asked = (task, split, folder)
-        return here.pool
-
-    monkeypatch.setattr(gym, "make_vec", make)
-    monkeypatch.setattr(module, "load_starts", starts)
-    monkeypatch.setattr(module, "device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(module.WorldModel, "from_pretrained", lambda name, device: here.model)
-    monkeypatch.setattr(
-        module.SuccessClassifier, "from_pretrained", lambda name, device: here.judge
-    )
-    monkeypatch.setattr(
-        module.TokenVLA, "from_pretrained", lambda name, device: here.policies[name]
-    )
-    return here
 
 
 def settings(**options) -> AuditConfig:

@@ -1,4 +1,4 @@
-"""What a fidelity report looks like: curves by step, and strips of real pictures above imagined."""
+"""What reports look like: curves by step, strips of real pictures above imagined, scatter."""
 
 from __future__ import annotations
 
@@ -48,6 +48,36 @@ def plot_report(path: str | Path, report: Mapping[str, Any]) -> None:
         axes[2].set_ylim(bottom=0)
     with replacing(path) as aside:
         figure.savefig(aside, dpi=120)
+
+
+def plot_agreement(path: str | Path, report: Mapping[str, Any]) -> None:
+    """Draw the `policies` of an agreement report: imagined against real success, in percent.
+
+    A colour a policy, a point a noise, with the intervals of both rates, and the diagonal.
+    """
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot((0, 100), (0, 100), color="0.8", linewidth=0.8, zorder=0)
+    for name in dict.fromkeys(row["policy"] for row in report["policies"]):
+        rows = [row for row in report["policies"] if row["policy"] == name]
+        x, x_error = _bars([row["imagined"] for row in rows])
+        y, y_error = _bars([row["real"] for row in rows])
+        axes.errorbar(
+            x, y, y_error, x_error, fmt="o", markersize=4, linewidth=0.8, alpha=0.8, label=name
+        )
+    axes.set(xlabel="imagined success (%)", ylabel="real success (%)")
+    axes.set(xlim=(-3, 103), ylim=(-3, 103), aspect="equal")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    with replacing(path) as aside:
+        figure.savefig(aside, dpi=120)
+
+
+def _bars(rates: Sequence[Mapping[str, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Rates in percent, (n,), and how far their intervals reach below and above, (2, n)."""
+    low, at, high = (100 * np.array([r[key] for r in rates]) for key in ("low", "rate", "high"))
+    return at, np.array([at - low, high - at]).clip(0)  # but for rounding they are positive
 
 
 def _curves(
