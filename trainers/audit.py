@@ -32,6 +32,7 @@ from wm_gym.starts import StartPool, load_starts
 from wm_gym.success.calibration import first_success
 from wm_gym.success.classifier import SuccessClassifier
 from wm_gym.tasks import get_task
+from wm_gym.world_model.loading import load_world_model
 from wm_gym.world_model.model import WorldModel
 
 ROWS = 64  # episodes side by side; their pictures are kept until they are judged
@@ -132,7 +133,7 @@ def first_starts(config: AuditConfig) -> StartPool:
 def load_models(config: AuditConfig) -> Models:
     """Load all that a resolved `config` names; raises ValueError for a policy named twice."""
     names = labels(config.policies)
-    model = WorldModel.from_pretrained(config.world_model, device=device())
+    model = load_world_model(config.world_model, device=device())
     classifier = SuccessClassifier.from_pretrained(config.success, device=device())
     players = [TokenVLA.from_pretrained(policy, device=device()) for policy in config.policies]
     policies = dict(zip(names, players, strict=True))

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from trainers.wmpo import device
-from wm_gym.checks import check_count
+from wm_gym.checks import check_count, check_size
 from wm_gym.data.episodes import Episode, load
 from wm_gym.data.windows import holdout_episodes
 from wm_gym.evaluation.fidelity import (
@@ -30,7 +30,7 @@ from wm_gym.evaluation.fidelity import (
 from wm_gym.evaluation.figures import plot_report, write_strips
 from wm_gym.evaluation.paired import provenance, write_result
 from wm_gym.evaluation.probe import KEYS, ProbeConfig, positions, train_probe
-from wm_gym.world_model.model import WorldModel
+from wm_gym.world_model.loading import load_world_model
 from wm_gym.world_model.training import WorldModelTrainingConfig
 
 TABLE_STEPS = (1, 8, 16, 32, 64)
@@ -70,9 +70,9 @@ def fidelity(config: FidelityConfig) -> None:
     """Replay held-out episodes in a world model: PSNR, SSIM, sharpness and drift by step."""
     check_count("steps", config.steps)
     check_count("probe.steps", config.probe.steps)
-    model = WorldModel.from_pretrained(config.world_model, device=device())
+    model = load_world_model(config.world_model, device=device())
     episodes = load(config.episodes)
-    _check_sizes(episodes, model.config.image_size)
+    check_size(episodes, model.config.image_size)
     held = holdout_episodes([e.source for e in episodes], config.held_out, config.seed)
     judged = long_enough([episodes[i] for i in held], config.steps)
     numbers = [i for i in held if len(episodes[i]) >= config.steps]
@@ -123,16 +123,6 @@ def table(report: Mapping[str, Any]) -> str:
     text = ["  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
     note = "in brackets: the probe's own error on real pictures" if drift else ""
     return "\n".join([*text, note or f"Without drift: {report['drift']['left_out']}"])
-
-
-def _check_sizes(episodes: Sequence[Episode], size: int) -> None:
-    found = {e.frames.shape[1:3] for e in episodes}
-    if found != {(size, size)}:
-        raise ValueError(
-            f"The world model draws pictures of {size} x {size}; the episodes have "
-            f"{', '.join(f'{h} x {w}' for h, w in sorted(found)) or 'none'}. Pass episodes that it "
-            "could have been trained on."
-        )
 
 
 def _nested(figures: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:

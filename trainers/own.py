@@ -2,21 +2,27 @@
 
 wm-gym train-world-model data/ more.hdf5 --out runs/mine            # a new one
 wm-gym train-world-model new.hdf5 --init lift --out runs/tuned      # go on with one that there is
+wm-gym train-world-model large.hdf5 --preset small --out runs/large # a video transformer, on a GPU
 wm-gym train-success data/ more.hdf5 --out runs/mine                # for the world model in --out
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 
 from trainers import wmpo
 from wm_gym.data.episodes import Episode, load
 from wm_gym.runs import Run
+from wm_gym.world_model.loading import world_model_class
+from wm_gym.world_model.sizes import SIZES
+from wm_gym.world_model.transformer import VideoTransformer, VideoTransformerConfig
+from wm_gym.world_model.video_training import VideoTrainingConfig, train_video_transformer
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,8 @@ class WorldModelConfig(EpisodesConfig):
 
     init: str | None = None
     """Weights to go on with instead of new ones: a folder, a bundled name or a Hub id."""
+    video: VideoTrainingConfig = field(default_factory=VideoTrainingConfig)
+    """Of a video transformer (presets `small` and `paper`); `--world-model` is of the others."""
 
 
 def train_world_model(config: WorldModelConfig) -> None:
@@ -44,8 +52,36 @@ def train_world_model(config: WorldModelConfig) -> None:
     _train(
         "train-world-model",
         config,
-        lambda run, found: wmpo.fit_world_model(config.run, run, found, config.init),
+        lambda run, found: fit_world_model(config, run, found),
     )
+
+
+def fit_world_model(
+    config: WorldModelConfig, run: Run, everything: list[Episode]
+) -> dict[str, Any]:
+    """Train a world model of the class that the preset has, or the weights to go on with."""
+    if config.init is not None:
+        video = world_model_class(config.init) is VideoTransformer
+    else:
+        video = isinstance(SIZES[config.run.preset], VideoTransformerConfig)
+    if video:
+        return fit_video_transformer(config, run, everything)
+    return wmpo.fit_world_model(config.run, run, everything, config.init)
+
+
+def fit_video_transformer(
+    config: WorldModelConfig, run: Run, everything: list[Episode]
+) -> dict[str, Any]:
+    """Train a new video transformer, or go on with that of `init`, into the run folder."""
+    torch.manual_seed(config.run.seed)
+    if config.init is None:
+        model = VideoTransformer(SIZES[config.run.preset]).to(wmpo.device())
+    else:
+        model = VideoTransformer.from_pretrained(config.init, device=wmpo.device())
+    settings, tune = replace(config.video, seed=config.run.seed), config.init is not None
+    report = train_video_transformer(model, everything, settings, run, fine_tune=tune)
+    model.save_pretrained(run.folder / "world_model", dtype=torch.float16)
+    return report
 
 
 def train_success(config: EpisodesConfig) -> None:
@@ -60,10 +96,10 @@ def train_success(config: EpisodesConfig) -> None:
 def _train(
     stage: str, config: EpisodesConfig, fit: Callable[[Run, list[Episode]], dict[str, Any]]
 ) -> None:
-    wmpo.check(config.run)
     if not config.episodes:
         print(wmpo.do(stage, config.run, wmpo.STAGES))
         return
+    wmpo.check(config.run, SIZES)
     paths = files(config.episodes)
     names = [str(path) for path in paths]
     run = Run(config.run.out, config.run, resume=True)

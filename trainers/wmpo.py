@@ -8,7 +8,7 @@ a stage whose result is there is skipped, one that was killed goes on from its l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from wm_gym.starts import load_starts, save_starts
 from wm_gym.success.classifier import SuccessConfig
 from wm_gym.success.training import SuccessTrainingConfig, train_classifier
 from wm_gym.tasks import Task, get_task
+from wm_gym.world_model.loading import load_world_model
 from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.presets import PRESETS
 from wm_gym.world_model.training import WorldModelTrainingConfig, train_world_model
@@ -63,7 +64,8 @@ class WMPOConfig:
     moments: int = 512
     """Moments of the rollouts at which imagined episodes begin, beside the starts."""
     preset: str = "nano-object"
-    """Of the world model; `nano` is never told where the object is, not even in training."""
+    """Of the world model; `nano` is never told where the object is, not even in training. `small`
+    and `paper` are for files of one's own with larger pictures, see `wm-gym presets`."""
     clone: bc.BCConfig = field(default_factory=lambda: bc.BCConfig(held_out=0.0))
     world_model: WorldModelTrainingConfig = field(default_factory=WorldModelTrainingConfig)
     success: SuccessTrainingConfig = field(default_factory=SuccessTrainingConfig)
@@ -192,9 +194,10 @@ def success(config: WMPOConfig, run: Run) -> dict[str, Any]:
 
 def fit_success(config: WMPOConfig, run: Run, everything: list[Episode]) -> dict[str, Any]:
     """Train and calibrate a success classifier for the run folder's world model."""
-    model = WorldModel.from_pretrained(run.folder / "world_model", device=device())
+    model = load_world_model(run.folder / "world_model", device=device())
     c = model.config
-    shape = SuccessConfig(channels=c.width, side=c.side, vector=c.vector + c.body_size)
+    rest = c.latent_size - c.channels * c.side**2
+    shape = SuccessConfig(channels=c.channels, side=c.side, vector=rest)
     settings = replace(config.success, seed=config.seed)
     classifier, real, imagined = train_classifier(model, everything, shape, settings)
     classifier.save_pretrained(run.folder / "success", dtype=torch.float16)
@@ -231,7 +234,7 @@ def _improve(config: WMPOConfig, run: Run, seed: int, name: str) -> dict[str, An
         moments = draw_moments(episodes(run, "rollouts"), config.moments, config.seed)
         begin = with_moments(begin, moments)
     env = imagined_env(config, run, "train", config.imagined_envs, starts=begin)
-    stage = Run(run.folder / "training" / f"grpo_{seed}", settings, resume=True)
+    stage = run.stage(f"grpo_{seed}", settings)
     grpo.train(settings, policy, env, stage, validation)
     keep(policy, run.folder / name)
     last = stage.metrics()[-1]
@@ -268,10 +271,10 @@ def do(stage: str, config: WMPOConfig, stages: Mapping[str, Stage]) -> dict[str,
     return run.once(stage, lambda: stages[stage](config, run))
 
 
-def check(config: WMPOConfig) -> None:
+def check(config: WMPOConfig, presets: Iterable[str] = PRESETS) -> None:
     """Raise ValueError for an unknown task or preset."""
     get_task(config.task)
-    check_choice("preset", config.preset, tuple(PRESETS))
+    check_choice("preset", config.preset, tuple(presets))
 
 
 def simulations(config: WMPOConfig) -> SimulationPool:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
+
+if TYPE_CHECKING:
+    from wm_gym.data.episodes import Episode
 
 OPTIONS = ("reset_mask", "start", "frames", "actions")
 
@@ -34,6 +38,17 @@ def check_count(name: str, value: Any, most: int | None = None) -> int:
         limit = "at least 1" if most is None else f"from 1 to {most}"
         raise ValueError(f"{name} must be an integer {limit}, got {value!r}.")
     return count
+
+
+def check_size(episodes: Sequence[Episode], size: int) -> None:
+    """Raise ValueError where pictures of episodes are not as large as a world model draws them."""
+    found = {e.frames.shape[1:3] for e in episodes}
+    if found != {(size, size)}:
+        raise ValueError(
+            f"The world model draws pictures of {size} x {size}; the episodes have "
+            f"{', '.join(f'{h} x {w}' for h, w in sorted(found)) or 'none'}. Pass episodes of its "
+            "size, or take a world model of theirs."
+        )
 
 
 def check_block(actions: torch.Tensor, most: int) -> None:

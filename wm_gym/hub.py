@@ -165,6 +165,15 @@ def bundled() -> list[str]:
     return sorted(str(f.parent.relative_to(ASSETS).as_posix()) for f in ASSETS.rglob(CONFIG))
 
 
+def class_of(name: str | Path, asset: str, revision: str | None = None) -> str:
+    """Say of which class a saved model is, as its config.json does; see `from_pretrained`.
+
+    `asset`: the bundled folder's name. Raises FileNotFoundError, and ValueError for a damaged file.
+    """
+    kind, _ = _read_json(_find(str(name), asset, revision)[0])
+    return kind or "model of another library"
+
+
 def _find(name: str, asset: str, revision: str | None) -> tuple[Path, Path]:
     """Locate config and weights; downloads them when `name` is a Hub repository."""
     folder = Path(name).expanduser()
@@ -195,14 +204,18 @@ def _find(name: str, asset: str, revision: str | None) -> tuple[Path, Path]:
     )
 
 
-def _read_config(file: Path, cls: type[Pretrained]) -> Any:
+def _read_json(file: Path) -> tuple[str | None, dict[str, Any]]:
     try:
         values = json.loads(file.read_text())
-        kind = values.pop("class", None)
+        return values.pop("class", None), values
     except (ValueError, AttributeError) as error:
         raise ValueError(
             f"{file} is not a JSON object ({error}); save or download it again."
         ) from error
+
+
+def _read_config(file: Path, cls: type[Pretrained]) -> Any:
+    kind, values = _read_json(file)
     if kind != cls.__name__:
         raise ValueError(
             f"{file} describes a {kind or 'model of another library'}, not a {cls.__name__}."

@@ -227,13 +227,13 @@ def _device(device: Any) -> torch.device:
 
 @lru_cache(maxsize=8)
 def _load_world_model(name: str, device: torch.device) -> WorldModel:
-    from wm_gym.world_model.model import WorldModel
+    from wm_gym.world_model.loading import load_world_model
 
-    return WorldModel.from_pretrained(name).to(device).eval()
+    return load_world_model(name, device=device)
 
 
 @lru_cache(maxsize=8)
 def _load_success_classifier(name: str, device: torch.device) -> SuccessClassifier:
     from wm_gym.success.classifier import SuccessClassifier
 
-    return SuccessClassifier.from_pretrained(name).to(device).eval()
+    return SuccessClassifier.from_pretrained(name, device=device)

@@ -73,9 +73,13 @@ class Run:
             return None
         return torch.load(path, map_location="cpu", weights_only=True)
 
-    def stage(self, name: str) -> Run:
-        """Open training/`name`, the run folder of one stage of this run; always resumable."""
-        return Run(self.folder / "training" / name, self.config, resume=True)
+    def stage(self, name: str, config: Any = None) -> Run:
+        """Open training/`name`, the run folder of one stage of this run; always resumable.
+
+        `config`: the stage's own, if it is not the run's.
+        """
+        chosen = self.config if config is None else config
+        return Run(self.folder / "training" / name, chosen, resume=True)
 
     def is_done(self, name: str) -> bool:
         """Whether `once` has finished this piece of work."""

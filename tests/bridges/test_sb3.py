@@ -29,7 +29,7 @@ from wm_gym import imagined
 from wm_gym.bridges.sb3 import SB3VecEnv
 from wm_gym.starts import save_starts
 from wm_gym.success.classifier import SuccessClassifier
-from wm_gym.world_model.model import WorldModel
+from wm_gym.world_model import loading
 
 EPISODE = ("episode", "terminal_observation")
 
@@ -285,13 +285,13 @@ def test_make_vec_env_loads_a_world_model_once(tmp_path, monkeypatch):
     loaded = []
 
     def load(model):
-        def from_pretrained(name):
+        def from_pretrained(name, device=None):
             loaded.append(name)
             return model()
 
         return from_pretrained
 
-    monkeypatch.setattr(WorldModel, "from_pretrained", load(fakes.FakeWorldModel))
+    monkeypatch.setattr(loading, "load_world_model", load(fakes.FakeWorldModel))
     monkeypatch.setattr(SuccessClassifier, "from_pretrained", load(fakes.FakeSuccess))
     imagined._load_world_model.cache_clear()
     imagined._load_success_classifier.cache_clear()

@@ -204,6 +204,19 @@ def test_holdout_of_single_episodes_is_refused():
         holdout_episodes(["a", "b"], 0.5, seed=0)
 
 
+def test_latents_are_gathered_in_the_place_of_pictures(two):
+    """Those of frame i are (100 + i, -i), in the second episode (200 + i, -i)."""
+    latents = [
+        torch.stack([more + torch.arange(4.0)[:n], -torch.arange(4.0)[:n]], 1)
+        for more, n in ((100, 4), (200, 3))
+    ]
+    batch = Windows(two, memory=2, block=2, latents=latents).batch([1, 4])
+    assert batch["anchor"].tolist() == [[100, 0], [200, 0]]
+    assert batch["memory"][..., 0].tolist() == [[100, 101], [200, 201]]
+    assert batch["future"].tolist() == [[[102, -2], [103, -3]], [[202, -2], [202, -2]]]
+    assert batch["actions"][0, :, 6].tolist() == pytest.approx([0.1, 0.2])
+
+
 def test_pictures_of_two_sizes_are_refused(two):
     big = two[0].frames.repeat(2, axis=1).repeat(2, axis=2)
     other = type(two[0])(big, two[0].actions, two[0].success)

@@ -114,6 +114,15 @@ def test_features_are_the_sum_of_those_of_the_grid_and_the_rest(classifier):
     torch.testing.assert_close(classifier.embed(whole)[0], steps(grid) + classifier.vector(rest))
 
 
+@pytest.mark.parametrize("channels", [4, 12, 16])
+def test_latents_may_be_a_grid_alone_of_any_number_of_channels(channels):
+    classifier = SuccessClassifier(replace(TINY, channels=channels, vector=0)).eval()
+    grid = torch.randn(2, 12, channels * 16, generator=torch.Generator().manual_seed(0))
+    expected = classifier.grid(grid.flatten(0, 1)).view(2, 12, 5)
+    torch.testing.assert_close(classifier.embed(grid), expected)
+    assert not any(name.startswith("vector") for name in classifier.state_dict())
+
+
 @pytest.mark.parametrize("side", [1, 2, 4, 7, 8])
 def test_grids_of_any_size_are_embedded(side):
     classifier = SuccessClassifier(SuccessConfig(channels=8, side=side, vector=3, features=5))

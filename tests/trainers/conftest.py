@@ -45,7 +45,7 @@ def world(monkeypatch, tmp_path) -> SimpleNamespace:
     monkeypatch.setattr(gym, "make_vec", make)
     monkeypatch.setattr(module, "load_starts", starts)
     monkeypatch.setattr(module, "device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(module.WorldModel, "from_pretrained", lambda name, device: here.model)
+    monkeypatch.setattr(module, "load_world_model", lambda name, device: here.model)
     monkeypatch.setattr(
         module.SuccessClassifier, "from_pretrained", lambda name, device: here.judge
     )

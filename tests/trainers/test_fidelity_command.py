@@ -66,7 +66,7 @@ def loaded(monkeypatch) -> list:
         asked.append(name)
         return FakeWorldModel()
 
-    monkeypatch.setattr(module.WorldModel, "from_pretrained", load)
+    monkeypatch.setattr(module, "load_world_model", load)
     monkeypatch.setattr(module, "device", lambda: torch.device("cpu"))
     return asked
 
@@ -145,7 +145,7 @@ def test_without_positions_the_report_says_why_there_is_no_drift(loaded, tmp_pat
 
 def test_the_strip_has_the_best_the_median_and_the_worst_episode(loaded, tmp_path, monkeypatch):
     shown, model = [], FakeWorldModel(noise=0.05)
-    monkeypatch.setattr(module.WorldModel, "from_pretrained", lambda name, device: model)
+    monkeypatch.setattr(module, "load_world_model", lambda name, device: model)
     monkeypatch.setattr(module, "write_strips", lambda path, strips: shown.extend(strips))
     fidelity(FidelityConfig(record(tmp_path), out=tmp_path, steps=8, held_out=0.5, probe=QUICK))
     rows = json.loads((tmp_path / "fidelity.json").read_text())["rows"]

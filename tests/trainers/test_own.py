@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,18 @@ from trainers import own, wmpo
 from trainers.own import EpisodesConfig, WorldModelConfig, files
 from trainers.wmpo import WMPOConfig
 from wm_gym.data import Episode, EpisodeWriter
+from wm_gym.success.classifier import SuccessClassifier
+from wm_gym.success.training import SuccessTrainingConfig
+from wm_gym.world_model.autoencoder import AutoencoderTrainingConfig
+from wm_gym.world_model.loading import load_world_model
 from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.motion import MotionTrainingConfig
 from wm_gym.world_model.presets import PRESETS
 from wm_gym.world_model.presets import WorldModelConfig as Shape
+from wm_gym.world_model.sizes import SIZES
 from wm_gym.world_model.training import WorldModelTrainingConfig
+from wm_gym.world_model.transformer import VideoTransformer, VideoTransformerConfig
+from wm_gym.world_model.video_training import VideoTrainingConfig
 
 QUICK = WorldModelTrainingConfig(
     steps=1,
@@ -26,6 +34,24 @@ QUICK = WorldModelTrainingConfig(
     readings=2,
     held_out=0.4,
     motion=MotionTrainingConfig(steps=1, unroll=2),
+)
+
+
+VIDEO = VideoTransformerConfig(
+    image_size=16,
+    max_chunk=4,
+    depth=1,
+    width=16,
+    heads=2,
+    block_out_channels=(8, 8, 8),
+    layers_per_block=1,
+)
+QUICK_VIDEO = VideoTrainingConfig(
+    steps=2,
+    batch_size=4,
+    held_out=0.4,
+    least_psnr=0.0,
+    autoencoder=AutoencoderTrainingConfig(steps=1, batch_size=4),
 )
 
 
@@ -46,6 +72,8 @@ def config(tmp_path, monkeypatch) -> WMPOConfig:
     sizes = {"outer": 8, "width": 8, "vector": 8, "draw": (8, 8), "embed": 8}
     shape = Shape(image_size=16, max_chunk=4, **sizes, body=("x",), body_size=1)
     monkeypatch.setitem(PRESETS, "tiny", shape)
+    monkeypatch.setitem(SIZES, "tiny", shape)
+    monkeypatch.setitem(SIZES, "tiny-video", VIDEO)
     return WMPOConfig(preset="tiny", out=tmp_path / "run", world_model=QUICK)
 
 
@@ -137,3 +165,41 @@ def test_a_new_model_takes_its_scale_from_the_episodes_and_a_tuned_one_keeps_it(
     assert torch.equal(tuned.body_mean, new.body_mean) and torch.equal(tuned.body_std, new.body_std)
     pairs = zip(tuned.renderer.parameters(), new.renderer.parameters(), strict=True)
     assert any(not torch.equal(one, other) for one, other in pairs)
+
+
+def test_the_preset_says_which_class_is_trained_and_a_classifier_learns_from_it(tmp_path, config):
+    path = record(tmp_path / "a.hdf5", (10, 60, 110, 160, 210))
+    judge = SuccessTrainingConfig(steps=1, batch_size=2, held_out=0.4)
+    run = replace(config, preset="tiny-video", success=judge)
+    own.train_world_model(WorldModelConfig(episodes=(path,), run=run, video=QUICK_VIDEO))
+    model = load_world_model(run.out / "world_model")
+    assert type(model) is VideoTransformer
+    assert replace(model.config, scaling_factor=VIDEO.scaling_factor) == VIDEO
+    assert model.config.scaling_factor != VIDEO.scaling_factor  # measured
+    own.train_success(EpisodesConfig(episodes=(path,), run=run))
+    found = SuccessClassifier.from_pretrained(run.out / "success").config
+    assert (found.channels, found.side, found.vector) == (4, 4, 0)
+
+
+def test_a_model_is_tuned_by_the_class_that_it_was_saved_as_whatever_the_preset(tmp_path, config):
+    torch.manual_seed(0)
+    new = VideoTransformer(replace(VIDEO, scaling_factor=3.0))
+    new.save_pretrained(tmp_path / "new")
+    path = record(tmp_path / "a.hdf5", (10, 60, 110, 160, 210))
+    settings = {"init": str(tmp_path / "new"), "video": QUICK_VIDEO}
+    own.train_world_model(WorldModelConfig(episodes=(path,), run=config, **settings))
+    tuned = load_world_model(config.out / "world_model")
+    assert tuned.config == new.config
+    changed = {
+        name.partition(".")[0]
+        for name, value in tuned.state_dict().items()
+        if not torch.equal(value, new.state_dict()[name].half().float())
+    }
+    assert "leave" in changed and "autoencoder" not in changed
+
+
+def test_presets_of_video_transformers_are_for_files_of_ones_own(config):
+    run = replace(config, preset="tiny-video")
+    with pytest.raises(ValueError, match="preset must be one of"):
+        own.train_world_model(WorldModelConfig(run=run))
+    assert not run.out.exists()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
+from wm_gym.data import Episode
 from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.presets import WorldModelConfig
+from wm_gym.world_model.transformer import VideoTransformerConfig
 
 
 @pytest.fixture
@@ -40,5 +43,36 @@ def small() -> Callable[[int], WorldModel]:
         return WorldModel(
             WorldModelConfig(image_size=16, max_chunk=4, **shape, body=("x",), body_size=1)
         )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_video() -> VideoTransformerConfig:
+    """16 pixels are 4 x 4 places of 4 channels, and 2 x 2 tokens."""
+    return VideoTransformerConfig(
+        image_size=16,
+        depth=1,
+        width=32,
+        heads=2,
+        block_out_channels=(8, 16, 16),
+        layers_per_block=1,
+        scaling_factor=1.0,
+    )
+
+
+@pytest.fixture(scope="session")
+def clip() -> Callable[[str, int], Episode]:
+    """Make an episode from its source and seed: a grey square goes left or right as it is told."""
+
+    def make(source: str, seed: int, t: int = 10) -> Episode:
+        actions = np.zeros((t, 7), np.float32)
+        actions[:, 0] = np.random.default_rng(seed).choice([-1, 1], t)
+        frames = np.full((t + 1, 16, 16, 3), 60, np.uint8)
+        x = 4
+        for i in range(t + 1):
+            frames[i, 4:12, x : x + 8] = 200
+            x = int(np.clip(x + 4 * actions[min(i, t - 1), 0], 0, 8))
+        return Episode(frames, actions, np.zeros(t, bool), source=source)
 
     return make

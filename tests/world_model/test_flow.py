@@ -166,6 +166,14 @@ def test_a_new_model_pays_for_what_changes_in_valid_frames():
     assert expected > 0.01
 
 
+def test_windows_of_latents_are_as_good_as_windows_of_pictures():
+    model, recorded = listening(), [episode(5), episode(9, seed=1)]
+    latents = [model.encode(torch.from_numpy(e.frames)[None])[0] for e in recorded]
+    kept = Windows(recorded, block=3, latents=latents).batch([2, 7])
+    expected = flow_loss(model, Windows(recorded, block=3).batch([2, 7]), seeded())
+    torch.testing.assert_close(flow_loss(model, kept, seeded()), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_frames_that_are_not_there_cost_and_tell_nothing():
     model, windows = listening(), Windows([episode(5)], block=8)
     batch = windows.batch([2])

@@ -11,6 +11,7 @@ from wm_gym.data import Episode
 from wm_gym.data.windows import Windows
 from wm_gym.world_model import training
 from wm_gym.world_model.dynamics import State
+from wm_gym.world_model.learning import split
 from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.training import Learner, WorldModelTrainingConfig, moments
 
@@ -73,7 +74,7 @@ def test_gradients_are_clipped_and_fresh_at_every_step(small):
 
 def test_the_gradients_of_the_parts_of_a_batch_are_averaged(small):
     batch = batch_of([counting(0)], [0, 5], block=2)
-    halves = training.split(batch, 2)
+    halves = split(batch, 2)
     found = []
     for part in halves:
         model = small(0)

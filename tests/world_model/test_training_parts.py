@@ -10,16 +10,13 @@ import torch
 
 from wm_gym.data import Episode
 from wm_gym.data.windows import Windows
+from wm_gym.world_model.learning import clips, schedule, since_best, split
 from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.training import (
     WorldModelTrainingConfig,
-    clips,
     frame_loss,
     measure,
     moments,
-    schedule,
-    since_best,
-    split,
 )
 
 # The loss.

@@ -344,6 +344,17 @@ def test_memories_and_latents_are_float32_under_autocast(model):
     assert shown.dtype == torch.uint8
 
 
+@pytest.mark.parametrize("t", [3, 11])
+def test_what_was_recorded_is_retold_in_blocks_from_what_really_came_before(model, t):
+    frames, actions, noise = pictures(2, 1 + t), drawn(2, t, 7, seed=2), drawn(2, t, 16, seed=3)
+    told = model.retell(model.encode(frames), actions, noise)
+    assert told.shape == (2, t, 16)
+    for s in range(0, t, 8):
+        memory, block = model.begin(frames[:, : 1 + s]), slice(s, s + 8)
+        _, expected = model.imagine(memory, actions[:, block], noise[:, block])
+        torch.testing.assert_close(told[:, block], expected, rtol=1e-4, atol=1e-5)
+
+
 # Building and keeping.
 
 

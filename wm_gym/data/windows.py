@@ -19,7 +19,8 @@ class Windows:
 
     `episodes` are `Episode`s or robomimic files; `weights` is the relative chance of a window by
     source (1 where not named). With `in_memory=True` all pictures lie in one uint8 tensor and a
-    batch is one gather; with False, files are read window by window.
+    batch is one gather; with False, files are read window by window. `latents`, (t + 1, ...)
+    of every episode, are gathered in the place of its pictures where they are given.
     """
 
     def __init__(
@@ -31,13 +32,14 @@ class Windows:
         weights: Mapping[str, float] | None = None,
         body: Sequence[str] = (),
         in_memory: bool = True,
+        latents: Sequence[Tensor] | None = None,
     ) -> None:
         """Index all windows; raises ValueError when pictures differ in size or there are none.
 
         `body`: keys of `Episode.low_dim` to gather; ValueError names one that is not recorded.
         """
         self.memory, self.block = memory, block
-        self.store = _open(episodes, in_memory, tuple(body))
+        self.store = _open(episodes, in_memory, tuple(body), latents)
         lengths = self.store.lengths
         self.episode = torch.repeat_interleave(torch.arange(len(lengths)), lengths)  # (windows,)
         self.time = torch.cat([torch.arange(int(t)) for t in lengths])  # (windows,)
@@ -146,19 +148,23 @@ def _checked(weights: Tensor, n: int) -> Tensor:
 class _Memory:
     """All pictures and actions as flat tensors; a batch is one index_select."""
 
-    def __init__(self, reader: _Reader) -> None:
+    def __init__(self, reader: _Reader, latents: Sequence[Tensor] | None = None) -> None:
         self.lengths, self.sources, self.success = reader.lengths, reader.sources, reader.success
         self._first = torch.cumsum(self.lengths + 1, 0) - self.lengths - 1
         total = int(self.lengths.sum()) + len(self.lengths)
-        shape = reader.read(0, 0, 1).shape[1:]
-        self._frames = torch.empty(total, *shape, dtype=torch.uint8)
         self._actions = torch.zeros(total, reader.acts[0].shape[1])
         self._body = torch.cat(reader.bodies)
+        for first, actions in zip(self._first.tolist(), reader.acts, strict=True):
+            self._actions[first : first + len(actions)] = actions
+        self._frames = self._pictures(reader, total) if latents is None else torch.cat([*latents])
+
+    def _pictures(self, reader: _Reader, total: int) -> Tensor:
+        frames = torch.empty(total, *reader.read(0, 0, 1).shape[1:], dtype=torch.uint8)
         for e, (first, t) in enumerate(
             zip(self._first.tolist(), self.lengths.tolist(), strict=True)
         ):
-            self._frames[first : first + t + 1] = torch.from_numpy(reader.read(e, 0, t + 1))
-            self._actions[first : first + t] = reader.acts[e]
+            frames[first : first + t + 1] = torch.from_numpy(reader.read(e, 0, t + 1))
+        return frames
 
     def to(self, device: torch.device | str) -> _Memory:
         moved = copy.copy(self)
@@ -279,7 +285,8 @@ def _open(
     episodes: Sequence[Episode] | str | Path | Sequence[str | Path],
     in_memory: bool,
     body: tuple[str, ...],
+    latents: Sequence[Tensor] | None,
 ) -> _Memory | _Reader:
     items = [episodes] if isinstance(episodes, str | Path) else list(episodes)
     reader = _Reader([x if isinstance(x, Episode) else EpisodeFile(x) for x in items], body)
-    return _Memory(reader) if in_memory else reader
+    return _Memory(reader, latents) if in_memory else reader

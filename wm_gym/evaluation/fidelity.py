@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,6 +52,17 @@ def replay_latents(
             memory, latents = model.imagine(memory, block, noise)
             imagined.append(latents)
     return torch.cat(imagined, dim=1)
+
+
+@torch.inference_mode()
+def recorded_latents(model: WorldModel, episodes: Iterable[Episode]) -> list[Tensor]:
+    """Latents (t + 1, f) float16 on the CPU of the pictures of every episode."""
+    found = []
+    with torch.autocast(model.device.type, torch.bfloat16):
+        for episode in episodes:
+            frames = torch.from_numpy(episode.frames)[None]
+            found.append(model.encode(frames)[0].half().cpu())
+    return found
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ class SuccessConfig:
     side: int = 8
     """Height and width of that grid."""
     vector: int = 412
-    """Numbers after the grid: the rest of a latent."""
+    """Numbers after the grid: the rest of a latent; 0 for latents that are a grid alone."""
     width: int = 64
     features: int = 64
     """Numbers that are kept of a frame."""
@@ -55,16 +56,17 @@ class SuccessClassifier(nn.Module, Pretrained):
         w, half = config.width, -(-config.side // 2)  # halved once, rounded up
         self.grid = nn.Sequential(
             nn.Unflatten(1, (config.channels, config.side, config.side)),
-            nn.GroupNorm(8, config.channels),
+            nn.GroupNorm(math.gcd(8, config.channels), config.channels),
             nn.Conv2d(config.channels, w, 3, stride=2, padding=1),
             nn.GroupNorm(8, w),
             nn.SiLU(),
             nn.Flatten(),
             nn.Linear(w * half * half, config.features),
         )
-        self.vector = nn.Sequential(
-            nn.LayerNorm(config.vector), nn.Linear(config.vector, config.features)
-        )
+        if config.vector:
+            self.vector = nn.Sequential(
+                nn.LayerNorm(config.vector), nn.Linear(config.vector, config.features)
+            )
         self.verdict = nn.Sequential(
             nn.SiLU(),
             nn.Linear(config.window * config.features, 128),
@@ -90,8 +92,10 @@ class SuccessClassifier(nn.Module, Pretrained):
 
     def embed(self, latents: Tensor) -> Tensor:
         """Embed frames: latents (n, t, f), see WorldModel.encode, to features (n, t, features)."""
-        grid, vector = latents.flatten(0, 1).tensor_split([-self.config.vector], dim=1)
-        return (self.grid(grid) + self.vector(vector)).unflatten(0, latents.shape[:2])
+        c = self.config
+        grid, vector = latents.flatten(0, 1).split([c.latent_size - c.vector, c.vector], dim=1)
+        features = self.grid(grid) + self.vector(vector) if c.vector else self.grid(grid)
+        return features.unflatten(0, latents.shape[:2])
 
     def logits(self, features: Tensor) -> Tensor:
         """Log-odds at the end of every whole window of features (n, window - 1 + t, d): (n, t)."""

@@ -14,12 +14,14 @@ from tqdm import tqdm, trange
 
 from wm_gym.data.episodes import Episode
 from wm_gym.data.windows import holdout_episodes, measured
-from wm_gym.evaluation.fidelity import replay_latents
+from wm_gym.evaluation.fidelity import recorded_latents, replay_latents
+from wm_gym.noise import row_noise
 from wm_gym.success.calibration import Calibration, calibrate, choose_rule
 from wm_gym.success.classifier import SuccessClassifier, SuccessConfig
 
 if TYPE_CHECKING:
     from wm_gym.world_model.model import WorldModel
+    from wm_gym.world_model.transformer import VideoTransformer
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class SuccessTrainingConfig:
 
 
 def train_classifier(
-    model: WorldModel,
+    model: WorldModel | VideoTransformer,
     episodes: Sequence[Episode],
     shape: SuccessConfig,
     config: SuccessTrainingConfig,
@@ -53,10 +55,10 @@ def train_classifier(
     """Train on the latents of `episodes`, on the model's device, with what really came of them.
 
     Every episode is there twice: as recorded, and imagined under its actions by a model that is
-    told what was measured, so that the classifier knows how the model shows a grasp that fails, and
-    a label always fits what is shown. Returns the classifier with the rule that `choose_rule` finds
-    on imagined replays of the episodes held out, what they say of that rule as recorded, and what
-    as imagined.
+    told the truth again and again (see `latents_of`), so that the classifier knows how the model
+    shows a grasp that fails, and a label always fits what is shown. Returns the classifier with the
+    rule that `choose_rule` finds on imagined replays of the episodes held out, what they say of
+    that rule as recorded, and what as imagined.
     """
     if not any(e.succeeded for e in episodes):
         raise ValueError(
@@ -106,27 +108,42 @@ def train_classifier(
 
 @torch.inference_mode()
 def latents_of(
-    model: WorldModel, episodes: Sequence[Episode], batch_size: int = 32
+    model: WorldModel | VideoTransformer, episodes: Sequence[Episode], batch_size: int = 32
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Latents (t + 1, f) float16 on the CPU of every episode, as recorded and as followed.
 
-    Followed: imagined from its first picture, told at every step what was measured.
+    Followed: imagined from its first picture, told at every step what was measured; by a model of
+    pictures alone in blocks, each from the pictures before it.
     """
+    tell = _followed if hasattr(model.config, "body") else _retold
     seen, followed = [], []
     for first in tqdm(range(0, len(episodes), batch_size), "latents", leave=False):
         batch = episodes[first : first + batch_size]
-        bodies = [measured(e, model.config.body) for e in batch]
+        seen += recorded_latents(model, batch)
         with torch.autocast(model.device.type, torch.bfloat16):
-            for episode in batch:
-                frames = torch.from_numpy(episode.frames)[None]
-                seen.append(model.encode(frames)[0].half().cpu())
-            begun = torch.from_numpy(np.stack([e.frames[:1] for e in batch]))
-            actions = padded([e.actions for e in batch]).to(model.device)
-            told = padded([body[1:] for body in bodies]).to(model.device)
-            shown = model.follow(model.begin(begun.to(model.device)), actions, told).half().cpu()
+            shown = tell(model, batch, seen[first:], first).half().cpu()
         for row, episode in enumerate(batch):
             followed.append(torch.cat([seen[first + row][:1], shown[row, : len(episode)]]))
     return seen, followed
+
+
+def _followed(model: WorldModel, episodes: Sequence[Episode], *_: object) -> Tensor:
+    begun = torch.from_numpy(np.stack([e.frames[:1] for e in episodes])).to(model.device)
+    bodies = [measured(e, model.config.body)[1:] for e in episodes]
+    actions = padded([e.actions for e in episodes]).to(model.device)
+    return model.follow(model.begin(begun), actions, padded(bodies).to(model.device))
+
+
+def _retold(
+    model: VideoTransformer, episodes: Sequence[Episode], seen: Sequence[Tensor], first: int
+) -> Tensor:
+    """`first`: the number of the first episode, which tells their noise apart from others'."""
+    rows = np.arange(first, first + len(episodes))
+    actions = padded([e.actions for e in episodes]).to(model.device)
+    shape = model.noise_shape(actions.shape[1])
+    noise = row_noise(rows, np.zeros_like(rows), np.zeros_like(rows), shape, model.device)
+    latents = nn.utils.rnn.pad_sequence(seen, True).to(model.device).float()
+    return model.retell(latents, actions, noise)
 
 
 def imagined_latents(

@@ -57,8 +57,10 @@ def flow_loss(
 ) -> Tensor:
     """Mean squared error of the clean latents of the new frames, (): over valid ones alone.
 
-    batch: of `Windows.batch`, with the model's `memory` and a block of 1 to `max_chunk` steps. All
-    new frames of a row share a time. Remembered ones are noised by `memory_noise`: added, not
+    batch: of `Windows.batch`, with the model's `memory` and a block of 1 to `max_chunk` steps; of
+    pictures, or of their latents, floats (..., f), which spares encoding them at every step.
+
+    All new frames of a row share a time. Remembered ones are noised by `memory_noise`: added, not
     blended in, since memories are clean in play and must not look brighter there. The autoencoder
     is left as it is.
     """
@@ -68,9 +70,12 @@ def flow_loss(
             f"The model remembers {model.config.memory} frames and the windows hold "
             f"{batch['memory'].shape[1]}; make them with Windows(memory={model.config.memory})."
         )
-    shown = torch.cat([batch["anchor"][:, None], batch["memory"], batch["future"]], dim=1)
-    with torch.no_grad():
-        latents = model.encode(shown)  # (n, 1 + m + k, f)
+    shown = [batch["anchor"][:, None], batch["memory"], batch["future"]]
+    if shown[0].is_floating_point():
+        latents = torch.cat([part.to(device).float() for part in shown], dim=1)  # (n, 1 + m + k, f)
+    else:
+        with torch.no_grad():
+            latents = model.encode(torch.cat(shown, dim=1))
     t = draw_times(len(latents), generator).to(device)
     noise = torch.randn(latents.shape, generator=generator).to(device)
     known = latents[:, :remembered] + model.config.memory_noise * noise[:, :remembered]

@@ -57,6 +57,11 @@ class WorldModelConfig:
         return self.image_size // CELL
 
     @property
+    def channels(self) -> int:
+        """Channels of the grid that begins a latent."""
+        return self.width
+
+    @property
     def latent_size(self) -> int:
         """Numbers in a latent: the grid, then the vector, then the body."""
         return self.width * self.side**2 + self.vector + self.body_size

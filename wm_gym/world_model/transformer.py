@@ -55,6 +55,11 @@ class VideoTransformerConfig:
         return self.image_size >> len(self.block_out_channels) - 1
 
     @property
+    def channels(self) -> int:
+        """Channels of a frame's latent."""
+        return self.latent_channels
+
+    @property
     def tokens(self) -> int:
         """Tokens of a frame."""
         return (self.side // self.patch) ** 2
@@ -96,8 +101,9 @@ class VideoTransformer(nn.Module, Pretrained):
     sight, attention along time sees the actions too, known frames pass the network once a block,
     and the network predicts clean latents as a change of the last frame's.
 
-    The autoencoder is frozen while the rest learns (`flow_loss`), so it comes trained: with the
-    default shape it is SDXL's, `model.autoencoder.load_state_dict(published.state_dict())`.
+    The autoencoder is frozen while the rest learns (`flow_loss`), so it comes trained: by
+    `train_autoencoder`, or with the default shape it is SDXL's,
+    `model.autoencoder.load_state_dict(published.state_dict())`.
     """
 
     config_class = VideoTransformerConfig
@@ -185,6 +191,20 @@ class VideoTransformer(nn.Module, Pretrained):
         )
         recent = torch.cat([memory.recent, latents], dim=1)[:, -self.config.memory :]
         return VideoMemory(memory.anchor.clone(), recent.contiguous()), latents
+
+    def retell(self, latents: Tensor, actions: Tensor, noise: Tensor) -> Tensor:
+        """Imagine what was recorded block by block, each from what really came before it.
+
+        So no block goes far astray: what the latents show is what came of the actions. latents:
+        (n, 1 + t, f), as recorded; actions: (n, t, 7); noise: (n, t, f). Returns (n, t, f).
+        """
+        past = torch.cat([latents[:, :1].expand(-1, self.config.memory - 1, -1), latents], dim=1)
+        told = []
+        for s in range(0, actions.shape[1], self.config.max_chunk):
+            block = slice(s, s + self.config.max_chunk)
+            memory = VideoMemory(latents[:, 0], past[:, s : s + self.config.memory])
+            told.append(self.imagine(memory, actions[:, block], noise[:, block])[1])
+        return torch.cat(told, dim=1)
 
     def remember(self, latents: Tensor) -> Remembered:
         """Pass known frames through the network: the first and the recent ones, (n, 1 + m, f)."""
