@@ -8,6 +8,7 @@ wm-gym audit --policies runs/mine/policy_base ...      # other policies
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -24,8 +25,10 @@ from policies.token import TokenVLA
 from trainers.rollout import autocast, make_env
 from trainers.wmpo import device
 from wm_gym.checks import check_count
-from wm_gym.evaluation.audit import Pair, report, table, write_pairs
+from wm_gym.evaluation.audit import Pair, examples, report, table, video_name, write_pairs
+from wm_gym.evaluation.page import write_page
 from wm_gym.evaluation.paired import provenance, write_result
+from wm_gym.evaluation.video import side_by_side, write_video
 from wm_gym.hub import bundled
 from wm_gym.runs import Run
 from wm_gym.starts import StartPool, load_starts
@@ -64,7 +67,8 @@ class AuditConfig:
     workers: int | None = None
     """Simulator processes; one a core by default."""
     out: Path = Path("runs/audit")
-    """Folder for audit.csv, audit.json and what an interrupted audit goes on from."""
+    """Folder for audit.csv, audit.json, report.html, videos, and what an interrupted audit goes on
+    from."""
 
 
 class Episodes(NamedTuple):
@@ -116,7 +120,8 @@ def audit(config: AuditConfig) -> None:
     write_pairs(run.folder / "audit.csv", pairs)
     write_result(run.folder / "audit.json", content)
     print(table(content))
-    print(f"Written to {run.folder}: audit.csv, audit.json")
+    write_page(run.folder / "report.html", run.folder)
+    print(f"Written to {run.folder}: audit.csv, audit.json, report.html, videos")
 
 
 def first_starts(config: AuditConfig) -> StartPool:
@@ -197,7 +202,10 @@ def replay_pairs(
     classifier: SuccessClassifier,
     pool: StartPool,
 ) -> list[Pair]:
-    """Let a policy play greedily in the imagined world, and the simulator repeat its actions."""
+    """Let a policy play greedily in the imagined world, and the simulator repeat its actions.
+
+    Films `examples` of them into the folder `videos` of the audit.
+    """
     n, horizon = min(ROWS, config.episodes), get_task(config.task).horizon
     firsts = range(0, config.episodes, n)
     options = {"starts": pool, "chunk": policy.chunk, "horizon": horizon}
@@ -232,7 +240,24 @@ def replay_pairs(
                 )
                 for i, start in enumerate(starts)
             ]
+            for pair in examples(pairs):
+                if (i := pair.start - first) < 0:
+                    continue  # filmed before
+                shown = film(pair, real.frames[i], imagined.frames[i])
+                write_video(config.out / "videos" / video_name(pair), shown)
     return pairs
+
+
+def film(pair: Pair, real: np.ndarray, imagined: np.ndarray) -> np.ndarray:
+    """Both videos of a pair, (1 + t, H, W, 3) uint8, side by side under their outcomes."""
+    steps = {"real": pair.real_step, "imagined": pair.imagined_step}
+    return side_by_side(
+        real,
+        imagined,
+        success=(steps["real"] is not None, steps["imagined"] is not None),
+        labels=[f"{w}: {f'success at {s}' if s else 'no success'}" for w, s in steps.items()],
+        scale=math.ceil(256 / real.shape[2]),
+    )
 
 
 def play(

@@ -9,6 +9,7 @@ wm-gym bundle runs/lift                    ship a run with the package
 wm-gym fidelity --episodes ...             replay held-out episodes in a world model
 wm-gym audit                               replay imagined episodes in robosuite
 wm-gym agree                               play policies in both worlds
+wm-gym report runs/audit                   show an audit as one HTML page
 wm-gym presets                             what world models of every size cost
 wm-gym demo --backend imagined             film n environments side by side
 """
@@ -31,6 +32,7 @@ from trainers.bundle import BundleConfig, ship
 from trainers.demo import DemoConfig, demo
 from trainers.fidelity import FidelityConfig, fidelity
 from trainers.quickstart import QuickstartConfig, quickstart
+from trainers.report import ReportConfig, report
 from trainers.wmpo import WMPOConfig
 
 STAGES = {**wmpo.STAGES, "controls": compare.controls, "test": compare.test}
@@ -90,6 +92,7 @@ def main() -> None:
     commands["fidelity"] = _plain(fidelity, FidelityConfig)
     commands["audit"] = _plain(audit, AuditConfig)
     commands["agree"] = _plain(agree, AgreeConfig)
+    commands["report"] = _plain(report, ReportConfig)
     commands["presets"] = run_presets
     commands["demo"] = _plain(demo, DemoConfig)
     try:

@@ -9,12 +9,15 @@ import pytest
 from wm_gym.evaluation.audit import (
     STEPS,
     Pair,
+    examples,
+    kind,
     rates,
     read_pairs,
     report,
     summary,
     table,
     until,
+    video_name,
     write_pairs,
 )
 from wm_gym.evaluation.statistics import wilson
@@ -127,6 +130,40 @@ def test_a_rate_without_episodes_is_none_and_all_is_json():
     assert found["hallucinated_by_dynamics"] is None
     assert json.loads(json.dumps(found)) == found
     assert summary([])["paired_accuracy"] is None
+
+
+@pytest.mark.parametrize(
+    ("imagined", "real", "expected"),
+    [
+        (30, NEVER, "hallucinated"),
+        (NEVER, 30, "missed"),
+        (64, 1, "success"),
+        (NEVER, NEVER, "failure"),
+    ],
+)
+def test_a_pair_is_of_one_kind_whatever_the_classifier_says_of_the_video(imagined, real, expected):
+    assert kind(pair(imagined, real)) == kind(pair(imagined, real, 20)) == expected
+
+
+def test_the_first_of_each_kind_are_examples():
+    outcomes = [(30, 20), (NEVER, NEVER), (30, NEVER), (NEVER, 20)]
+    pairs = [pair(*outcomes[s % 4], start=s) for s in range(24)]  # six of each kind
+    found = [(kind(p), p.start) for p in examples(pairs)]
+    assert found == [
+        *(("hallucinated", s) for s in (2, 6, 10, 14)),
+        *(("missed", s) for s in (3, 7, 11, 15)),
+        *(("success", s) for s in (0, 4)),
+        *(("failure", s) for s in (1, 5)),
+    ]
+    assert [p.start for p in examples(pairs[:3])] == [2, 0, 1]
+
+
+def test_every_pair_has_a_video_of_its_own_in_one_folder():
+    names = ("a/b", "a_b", "a%2Fb", "<b>", "a")
+    files = [video_name(pair(30, NEVER, policy=name, start=7)) for name in names]
+    assert files[0] == "a%2Fb-7-hallucinated.mp4" and files[-1] == "a-7-hallucinated.mp4"
+    assert len(set(files)) == len(names)
+    assert not any(set("/<>") & set(file) for file in files)
 
 
 def test_the_table_by_hand():

@@ -90,9 +90,9 @@ def success(low: float, at: float, high: float) -> dict:
 def test_agreement_is_drawn_in_percent_with_both_intervals(tmp_path, monkeypatch):
     drawn, errorbar = [], Axes.errorbar
 
-    def record(axes, x, y, y_error, x_error, label, **options):
-        drawn.append((label, *(np.round(v, 6).tolist() for v in (x, x_error, y, y_error))))
-        return errorbar(axes, x, y, y_error, x_error, label=label, **options)
+    def record(axes, x, y, yerr, xerr, label, **options):
+        drawn.append((label, *(np.round(v, 6).tolist() for v in (x, xerr, y, yerr))))
+        return errorbar(axes, x, y, yerr, xerr, label=label, **options)
 
     monkeypatch.setattr(Axes, "errorbar", record)
     rows = [

@@ -18,12 +18,14 @@ from wm_gym.imagined import ImaginedVectorEnv
 def world(monkeypatch, tmp_path) -> SimpleNamespace:
     """Models and simulator are fakes: in both worlds start s has level 100 + s, here as imagined.
 
-    `played` lists the actions (n, k, 7) that each world was given, `made` the worlds themselves.
+    `played` lists the actions (n, k, 7) that each world was given, `made` the worlds themselves,
+    `films` the path and the frames of each video; the page is not written.
     """
     monkeypatch.chdir(tmp_path)
     here = SimpleNamespace(grip=1.0, predicate=HALF, model=FakeWorldModel(), judge=Judge(HALF))
     here.policies = {"a/bold": Pusher(2.0), "a/shy": Pusher(0.5)}
     here.pool, here.made, here.played = fake_pool(), [], {"imagined": [], "real": []}
+    here.films = []
     make_vec = gym.make_vec
 
     def make(id, num_envs, backend, starts, **options):
@@ -45,6 +47,8 @@ def world(monkeypatch, tmp_path) -> SimpleNamespace:
     monkeypatch.setattr(gym, "make_vec", make)
     monkeypatch.setattr(module, "load_starts", starts)
     monkeypatch.setattr(module, "device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(module, "write_video", lambda *film: here.films.append(film))
+    monkeypatch.setattr(module, "write_page", lambda path, folder: None)
     monkeypatch.setattr(module, "load_world_model", lambda name, device: here.model)
     monkeypatch.setattr(
         module.SuccessClassifier, "from_pretrained", lambda name, device: here.judge

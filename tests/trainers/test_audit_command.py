@@ -17,6 +17,8 @@ from trainers import audit as module
 from trainers.audit import AuditConfig, audit, fingerprint, judge, labels, resolve
 from trainers.cli import main
 from wm_gym.evaluation.audit import Pair, read_pairs
+from wm_gym.evaluation.page import write_page
+from wm_gym.evaluation.video import GREEN, RED, write_video
 
 
 def settings(**options) -> AuditConfig:
@@ -29,6 +31,12 @@ def steps_of(world, **options) -> list[tuple]:
     config = settings(**options)
     audit(config)
     return [pair[1:5] for pair in read_pairs(config.out / "audit.csv")]
+
+
+def filmed(world) -> list[str]:
+    """Names of the videos written, all into one folder."""
+    assert {path.parent for path, _ in world.films} == {Path("out/videos")}
+    return [path.name for path, _ in world.films]
 
 
 # The picture of start s has level 100 + s + 2k after k steps of the bold policy: 179 or more
@@ -132,6 +140,32 @@ def test_an_interrupted_audit_goes_on_with_the_next_policy(world, monkeypatch):
     pairs = read_pairs(both.out / "audit.csv")
     assert [p.policy for p in pairs] == ["bold"] * 4 + ["shy"] * 4
     assert [p.imagined_step for p in pairs] == [*IMAGINED, *[None] * 4]
+    shown = ["bold-0-success.mp4", "bold-1-success.mp4", "shy-0-failure.mp4", "shy-1-failure.mp4"]
+    assert filmed(world) == shown
+
+
+def test_the_first_of_each_kind_are_filmed_whatever_the_wave(world, monkeypatch):
+    monkeypatch.setattr(module, "ROWS", 2)
+    world.predicate = 228.5 / 255  # reached after 64 steps by start 1 and all after it
+    audit(settings(episodes=5))
+    success = [f"bold-{s}-success.mp4" for s in (1, 2)]
+    assert filmed(world) == ["bold-0-hallucinated.mp4", *success]
+
+
+def test_no_more_than_four_hallucinations_are_filmed(world):
+    world.grip = 0.5
+    audit(settings(episodes=5))
+    assert filmed(world) == [f"bold-{s}-hallucinated.mp4" for s in range(4)]
+
+
+def test_a_film_shows_the_real_replay_beside_what_was_imagined(world):
+    world.grip = 0.5
+    audit(settings(episodes=5))
+    frames = world.films[3][1]  # of start 3: level 103 + k, and imagined 103 + 2k
+    assert frames.shape == (65, 14 + 256, 2 * 256, 3) and frames.dtype == np.uint8
+    assert frames[0, 142, [128, 384], 0].tolist() == [103, 103]
+    assert frames[-1, 142, [128, 384], 0].tolist() == [103 + 64, 103 + 128]
+    assert frames[0, -1, [0, -1]].tolist() == [list(RED), list(GREEN)]
 
 
 def test_a_finished_audit_is_shown_again_without_playing(world, capsys):
@@ -230,7 +264,9 @@ def test_bad_options_are_refused_before_anything_is_written(world, options, mess
     assert not Path("out").exists() and not world.made
 
 
-def test_the_command_writes_its_table_and_its_report(world, monkeypatch, capsys):
+def test_the_command_writes_its_table_its_report_and_its_page(world, monkeypatch, capsys):
+    monkeypatch.setattr(module, "write_video", write_video)
+    monkeypatch.setattr(module, "write_page", write_page)
     world.grip = 0.5
     arguments = "audit --policies a/bold a/shy --episodes 4 --workers 3 --out out --split test"
     monkeypatch.setattr(sys, "argv", ["wm-gym", *arguments.split(), "--starts", "mine"])
@@ -239,7 +275,7 @@ def test_the_command_writes_its_table_and_its_report(world, monkeypatch, capsys)
     printed = capsys.readouterr().out
     assert "shy 4 0.0 % 0.0 % 0.0 % [0.0, 49.0] (n = 4) -" in " ".join(printed.split())
     assert "hallucinated successes, the classifier's own errors: 0 of 4." in printed
-    assert printed.endswith("Written to out: audit.csv, audit.json\n")
+    assert printed.endswith("Written to out: audit.csv, audit.json, report.html, videos\n")
     found = json.loads(Path("out/audit.json").read_text())
     assert found["command"].startswith("wm-gym audit --policies") and found["machine"]
     assert (found["pairs"], found["split"], found["world_model"]) == (8, "test", "lift")
@@ -249,3 +285,5 @@ def test_the_command_writes_its_table_and_its_report(world, monkeypatch, capsys)
     assert found["weights"]["world_model"] == fingerprint(world.model)
     assert set(found["played"]["shy"]) == {"commit", "date", "seconds"}
     assert read_pairs("out/audit.csv")[0] == Pair("bold", 0, 40, None, None, 0.8941)
+    page = Path("out/report.html").read_text()
+    assert page.count("<video") == len(list(Path("out/videos").iterdir())) == 4 + 2

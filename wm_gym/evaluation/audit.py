@@ -6,6 +6,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from wm_gym.files import replacing
 
 STEPS = (16, 32, 48, 64)  # the outcomes are compared by each of these, too
 WORLDS = ("imagined", "real")
+EXAMPLES = {"hallucinated": 4, "missed": 4, "success": 2, "failure": 2}
+"""Every kind of pair, and how many of it are filmed a policy."""
 
 
 class Pair(NamedTuple):
@@ -108,6 +111,28 @@ def outcomes(pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     flags = np.array([[s is not None for s in row] for row in steps], bool).reshape(-1, 3)
     imagined, real, judged = flags.T
     return imagined, real, judged
+
+
+def kind(pair: Pair) -> str:
+    """Say which of `EXAMPLES` a pair is; `success` and `failure` are those that agree."""
+    imagined, real = pair.imagined_step is not None, pair.real_step is not None
+    if imagined == real:
+        return "success" if real else "failure"
+    return "hallucinated" if imagined else "missed"
+
+
+def examples(pairs: Sequence[Pair]) -> list[Pair]:
+    """Those of one policy's pairs that are filmed: the first of each kind, kind by kind."""
+    return [
+        pair
+        for name, most in EXAMPLES.items()
+        for pair in [pair for pair in pairs if kind(pair) == name][:most]
+    ]
+
+
+def video_name(pair: Pair) -> str:
+    """The file that shows a pair; the policy's name is quoted, so that no two share a file."""
+    return f"{quote(pair.policy, safe='')}-{pair.start}-{kind(pair)}.mp4"
 
 
 def table(content: Mapping[str, Any]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from wm_gym.evaluation.charts import draw_agreement
 from wm_gym.evaluation.video import enlarge, label
 from wm_gym.files import replacing
 
@@ -31,53 +33,50 @@ _SHARPNESS = {
 
 
 def plot_report(path: str | Path, report: Mapping[str, Any]) -> None:
-    """Draw the `by_step` and `drift` of a fidelity report: dB, sharpness, and drift if measured."""
-    by_thing = report["drift"].get("by_step", {})
-    panels = 3 if by_thing else 2
-    figure = Figure(figsize=(4.6 * panels, 3.6), layout="constrained")
+    """Draw the `panels` of a fidelity report side by side."""
+    drawn = panels(report)
+    figure = Figure(figsize=(4.6 * len(drawn), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, panels)
-    _curves(axes[0], report["by_step"], _PSNR, "PSNR (dB), mean of episodes")
-    _curves(axes[1], report["by_step"], _SHARPNESS, "gradient energy, imagined / real")
-    axes[1].axhline(1, color="0.8", linewidth=0.8, zorder=0)
-    if by_thing:
-        pairs = [(thing, color) for thing, color in zip(by_thing, ("C0", "C1"), strict=True)]
-        lines = {thing: (thing, "imagined", color, "-") for thing, color in pairs}
-        lines |= {f"{thing}, probe's own": (thing, "real", color, ":") for thing, color in pairs}
-        _curves(axes[2], by_thing, lines, "drift (mm), median of episodes", "q50")
-        axes[2].set_ylim(bottom=0)
+    for axes, draw in zip(figure.subplots(1, len(drawn)), drawn.values(), strict=True):
+        draw(axes)
     with replacing(path) as aside:
         figure.savefig(aside, dpi=120)
 
 
 def plot_agreement(path: str | Path, report: Mapping[str, Any]) -> None:
-    """Draw the `policies` of an agreement report: imagined against real success, in percent.
-
-    A colour a policy, a point a noise, with the intervals of both rates, and the diagonal.
-    """
+    """Draw the `policies` of an agreement report: real over imagined success, in percent."""
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.plot((0, 100), (0, 100), color="0.8", linewidth=0.8, zorder=0)
-    for name in dict.fromkeys(row["policy"] for row in report["policies"]):
-        rows = [row for row in report["policies"] if row["policy"] == name]
-        x, x_error = _bars([row["imagined"] for row in rows])
-        y, y_error = _bars([row["real"] for row in rows])
-        axes.errorbar(
-            x, y, y_error, x_error, fmt="o", markersize=4, linewidth=0.8, alpha=0.8, label=name
-        )
-    axes.set(xlabel="imagined success (%)", ylabel="real success (%)")
-    axes.set(xlim=(-3, 103), ylim=(-3, 103), aspect="equal")
-    axes.spines[["top", "right"]].set_visible(False)
+    draw_agreement(figure.subplots(), report["policies"])
     figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     with replacing(path) as aside:
         figure.savefig(aside, dpi=120)
 
 
-def _bars(rates: Sequence[Mapping[str, float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Rates in percent, (n,), and how far their intervals reach below and above, (2, n)."""
-    low, at, high = (100 * np.array([r[key] for r in rates]) for key in ("low", "rate", "high"))
-    return at, np.array([at - low, high - at]).clip(0)  # but for rounding they are positive
+def panels(report: Mapping[str, Any]) -> dict[str, Callable[[Axes], None]]:
+    """What to draw of a fidelity report, by name: dB, sharpness, and drift if measured."""
+    found = {"PSNR": _psnr, "sharpness": _sharpness}
+    if "by_step" in report["drift"]:
+        found["drift"] = _drift
+    return {name: partial(draw, report=report) for name, draw in found.items()}
+
+
+def _psnr(axes: Axes, report: Mapping[str, Any]) -> None:
+    _curves(axes, report["by_step"], _PSNR, "PSNR (dB), mean of episodes")
+
+
+def _sharpness(axes: Axes, report: Mapping[str, Any]) -> None:
+    _curves(axes, report["by_step"], _SHARPNESS, "gradient energy, imagined / real")
+    axes.axhline(1, color="0.8", linewidth=0.8, zorder=0)
+
+
+def _drift(axes: Axes, report: Mapping[str, Any]) -> None:
+    by_thing = report["drift"]["by_step"]
+    pairs = [(thing, color) for thing, color in zip(by_thing, ("C0", "C1"), strict=True)]
+    lines = {thing: (thing, "imagined", color, "-") for thing, color in pairs}
+    lines |= {f"{thing}, probe's own": (thing, "real", color, ":") for thing, color in pairs}
+    _curves(axes, by_thing, lines, "drift (mm), median of episodes", "q50")
+    axes.set_ylim(bottom=0)
 
 
 def _curves(
