@@ -79,12 +79,7 @@ def audit(config: AuditConfig) -> None:
     """Replay imagined episodes in robosuite: how many successes are hallucinated, or missed."""
     check_count("episodes", config.episodes)
     config = resolve(config)
-    pool = load_starts(config.task, config.split, config.starts)
-    if config.episodes > len(pool):
-        raise ValueError(
-            f"There are {len(pool)} {config.split} starts for {config.episodes} episodes; ask for "
-            "fewer, or for another --split."
-        )
+    pool = first_starts(config)
     names = labels(config.policies)
     model = WorldModel.from_pretrained(config.world_model, device=device())
     classifier = SuccessClassifier.from_pretrained(config.success, device=device())
@@ -141,6 +136,17 @@ def resolve(config: AuditConfig) -> AuditConfig:
         )
     given = {name: getattr(config, name) or model for name, model in models.items()}
     return replace(config, policies=policies, starts=config.starts or folder, **given)
+
+
+def first_starts(config: Any) -> StartPool:
+    """Read the starts of a config's task and split; raises ValueError for too few `episodes`."""
+    pool = load_starts(config.task, config.split, config.starts)
+    if config.episodes > len(pool):
+        raise ValueError(
+            f"There are {len(pool)} {config.split} starts for {config.episodes} episodes; ask for "
+            "fewer, or for another --split."
+        )
+    return pool
 
 
 def labels(policies: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ wm-gym train-world-model data/ --out ...   a world model of any recorded episode
 wm-gym publish runs/lift ...               pool finished runs into a results file
 wm-gym fidelity --episodes ...             replay held-out episodes in a world model
 wm-gym audit                               replay imagined episodes in robosuite
+wm-gym counterfactuals                     perturb successes: are the failures imagined?
 wm-gym presets                             what world models of every size cost
 wm-gym demo --backend imagined             film n environments side by side
 """
@@ -24,6 +25,7 @@ import tyro
 
 from trainers import compare, own, wmpo
 from trainers.audit import AuditConfig, audit
+from trainers.counterfactuals import CounterfactualsConfig, counterfactuals
 from trainers.demo import DemoConfig, demo
 from trainers.fidelity import FidelityConfig, fidelity
 from trainers.quickstart import QuickstartConfig, quickstart
@@ -84,6 +86,7 @@ def main() -> None:
     commands["publish"] = _plain(run_publish, PublishConfig)
     commands["fidelity"] = _plain(fidelity, FidelityConfig)
     commands["audit"] = _plain(audit, AuditConfig)
+    commands["counterfactuals"] = _plain(counterfactuals, CounterfactualsConfig)
     commands["presets"] = run_presets
     commands["demo"] = _plain(demo, DemoConfig)
     try:
