@@ -10,6 +10,7 @@ wm-gym fidelity --episodes ...             replay held-out episodes in a world m
 wm-gym audit                               replay imagined episodes in robosuite
 wm-gym agree                               play policies in both worlds
 wm-gym report runs/audit                   show an audit as one HTML page
+wm-gym counterfactuals                     perturb successes: are the failures imagined?
 wm-gym presets                             what world models of every size cost
 wm-gym demo --backend imagined             film n environments side by side
 """
@@ -29,6 +30,7 @@ from trainers import compare, own, wmpo
 from trainers.agree import AgreeConfig, agree
 from trainers.audit import AuditConfig, audit
 from trainers.bundle import BundleConfig, ship
+from trainers.counterfactuals import CounterfactualsConfig, counterfactuals
 from trainers.demo import DemoConfig, demo
 from trainers.fidelity import FidelityConfig, fidelity
 from trainers.quickstart import QuickstartConfig, quickstart
@@ -93,6 +95,7 @@ def main() -> None:
     commands["audit"] = _plain(audit, AuditConfig)
     commands["agree"] = _plain(agree, AgreeConfig)
     commands["report"] = _plain(report, ReportConfig)
+    commands["counterfactuals"] = _plain(counterfactuals, CounterfactualsConfig)
     commands["presets"] = run_presets
     commands["demo"] = _plain(demo, DemoConfig)
     try:

@@ -155,11 +155,13 @@ def table(content: Mapping[str, Any]) -> str:
     return "\n".join([*aligned(lines), *shares, verdicts])
 
 
-def write_pairs(path: str | Path, pairs: Sequence[Pair]) -> None:
+def write_pairs(
+    path: str | Path, pairs: Sequence[tuple], columns: Sequence[str] = Pair._fields
+) -> None:
     """Write a CSV of one row a pair, all or nothing; an empty cell is never."""
     with replacing(path) as aside, aside.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Pair._fields)
+        writer.writerow(columns)
         writer.writerows(pairs)
 
 
