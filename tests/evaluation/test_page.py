@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.evaluation.test_counterfactuals import rows as perturbed
 from tests.evaluation.test_figures import REPORT
 from wm_gym.evaluation.audit import Pair, report, write_pairs
+from wm_gym.evaluation.counterfactuals import report as counterfactual_report
 from wm_gym.evaluation.page import facts, render, write_page
 from wm_gym.evaluation.statistics import wilson
 
@@ -172,7 +174,7 @@ def add_everything(folder: Path) -> None:
     rows = [{"policy": "p", "noise": noise, **RATES} for noise in (0.0, 0.25)]
     agreement = {"pearson": 0.9134, "ranks": {"spearman": 0.8}}
     add(folder, "agreement.json", {**ORIGIN, "policies": rows, "agreement": agreement})
-    add(folder, "counterfactuals.json", {**ORIGIN, "branches": 64, "rows": [{"start": 1}] * 9})
+    add(folder, "counterfactuals.json", {**ORIGIN, **counterfactual_report(perturbed("hopeful"))})
 
 
 def test_what_lies_beside_the_audit_is_shown(folder):
@@ -183,7 +185,9 @@ def test_what_lies_beside_the_audit_is_shown(folder):
     shown = page.text.partition("Agreement between the worlds")[2]
     assert "pearson 0.9134 ranks: spearman 0.8" in shown
     assert "● p 0.25 62.5 % [30.6, 86.3] 5 of 8 37.5 %" in shown
-    assert "branches 64 command wm-gym audit" in shown
+    assert "weak grip 100.0 % [51.0, 100.0] 4 of 4 50.0 %" in shown
+    assert "held-out families 100.0 % [67.6, 100.0] 8 of 8 50.0 %" in shown
+    assert "trained on the held-out families: weak grip, oscillation." in shown
     drawings = sum(tag == "svg" for tag, _ in page.tags)
     assert drawings == 3 + 2 + 1  # by step, fidelity, agreement
 

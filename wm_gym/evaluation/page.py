@@ -179,9 +179,14 @@ def _agreement(path: Path | None) -> dict[str, Any] | None:
 def _counterfactuals(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
-    content = _read(path, ())
-    figures = {key: value for key, value in content.items() if key not in ORIGIN}
-    return {"facts": facts(figures), "origin": _origin(content)}
+    content = _read(path, ("families", "held_out", "held_out_families", "unperturbed", *ORIGIN))
+    named = {"not perturbed": content["unperturbed"], **content["families"]}
+    named |= {"held-out families": content["held_out"], "all families": content}
+    return {
+        "parts": {name.replace("_", " "): part for name, part in named.items()},
+        "held_out": ", ".join(content["held_out_families"]).replace("_", " "),
+        "origin": _origin(content),
+    }
 
 
 def _origin(content: Mapping[str, Any]) -> dict[str, Any]:
