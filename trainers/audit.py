@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,9 +25,13 @@ from policies.token import TokenVLA
 from trainers.rollout import autocast, make_env
 from trainers.wmpo import device
 from wm_gym.checks import check_count
-from wm_gym.evaluation.audit import Pair, examples, report, table, video_name, write_pairs
+from wm_gym.data.collection import measured
+from wm_gym.data.episodes import Episode
+from wm_gym.evaluation.audit import Pair, examples, kind, report, table, video_name, write_pairs
 from wm_gym.evaluation.page import write_page
 from wm_gym.evaluation.paired import provenance, write_result
+from wm_gym.evaluation.probe import ProbeConfig, positions, read, train_probe
+from wm_gym.evaluation.taxonomy import Track, failure, red
 from wm_gym.evaluation.video import side_by_side, write_video
 from wm_gym.hub import bundled
 from wm_gym.runs import Run
@@ -78,6 +82,7 @@ class Episodes(NamedTuple):
     frames: np.ndarray  # (n, 1 + t, H, W, 3) uint8
     success: np.ndarray  # (n, t) bool: the world's verdict on each step
     probability: np.ndarray  # (n,) float32: the largest reported after a decision
+    low_dim: list[dict[str, np.ndarray]]  # n, what the simulator measured; empty where imagined
 
 
 class Models(NamedTuple):
@@ -212,7 +217,7 @@ def replay_pairs(
     options |= {"return_frames": True, "ignore_terminations": True}
     models = {"world_model": model, "success": classifier, "dtype": DTYPE}
     decisions = 2 * len(firsts) * -(-horizon // policy.chunk)
-    pairs = []
+    pairs, hallucinated, replays = [], {}, []
     with (
         closing(make_env(config.task, "imagined", n, **models, **options)) as imagined_env,
         closing(make_env(config.task, "real", n, workers=config.workers, **options)) as real_env,
@@ -240,12 +245,46 @@ def replay_pairs(
                 )
                 for i, start in enumerate(starts)
             ]
+            replays += [as_episode(imagined, real, i) for i in range(len(starts))]
+            hallucinated |= {
+                pair.start: imagined.frames[pair.start - first]
+                for pair in pairs[first:]
+                if kind(pair) == "hallucinated"
+            }
             for pair in examples(pairs):
                 if (i := pair.start - first) < 0:
                     continue  # filmed before
                 shown = film(pair, real.frames[i], imagined.frames[i])
                 write_video(config.out / "videos" / video_name(pair), shown)
-    return pairs
+    return name_failures(pairs, hallucinated, replays)
+
+
+def as_episode(imagined: Episodes, real: Episodes, row: int) -> Episode:
+    """The replay of a row, as if it had been recorded."""
+    t = real.success.shape[1]
+    actions = imagined.actions[:, row].reshape(-1, 7)[:t].astype(np.float32)
+    return Episode(real.frames[row], actions, real.success[row], low_dim=real.low_dim[row])
+
+
+def name_failures(
+    pairs: Sequence[Pair], hallucinated: Mapping[int, np.ndarray], replays: Sequence[Episode]
+) -> list[Pair]:
+    """Say of every hallucinated success what went wrong: the pairs, with `failure`.
+
+    `hallucinated`: the imagined pictures of these, uint8 (1 + t, H, W, 3), by their start;
+    `replays`: the real episodes of all pairs. A probe that learns from them reads where gripper and
+    object are in what was imagined. Nothing is named where the simulator measured neither.
+    """
+    if not hallucinated or positions(replays[0]) is None:
+        return list(pairs)
+    probe = train_probe(replays, ProbeConfig(), device())
+    named = []
+    for pair, replay in zip(pairs, replays, strict=True):
+        if (frames := hallucinated.get(pair.start)) is not None:
+            tracks = (Track(*at.swapaxes(0, 1)) for at in (positions(replay), read(probe, frames)))
+            pair = pair._replace(failure=failure(*tracks, red(frames), pair.imagined_step))
+        named.append(pair)
+    return named
 
 
 def film(pair: Pair, real: np.ndarray, imagined: np.ndarray) -> np.ndarray:
@@ -276,19 +315,23 @@ def play(
     options = {"start": begun, "reset_mask": np.arange(len(begun)) < len(starts)}
     obs, _ = env.reset(seed=(seed + begun).tolist(), options=options)
     actions, frames, success, probability = [], [obs["image"][:, None]], [], []
+    notes = []
     for decision in range(-(-world.horizon // world.chunk)):
         actions.append(decide(decision, obs))
         obs, *_, info = env.step(actions[-1])
         frames.append(info["frames"])
         success.append(info["frames_success"])
         probability.append(info["success_probability"])
+        notes.append(getattr(world, "playbacks", None))
         bar.update()
     n, t = len(starts), world.horizon
+    simulated = notes[0] is not None
     return Episodes(
         np.stack(actions),
         np.concatenate(frames, axis=1)[:n, : t + 1],
         np.concatenate(success, axis=1)[:n, :t],
         np.max(probability, axis=0)[:n],
+        [measured([note[row] for note in notes])[1] if simulated else {} for row in range(n)],
     )
 
 

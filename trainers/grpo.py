@@ -27,6 +27,7 @@ from trainers.rollout import (
     evaluate,
     join,
 )
+from wm_gym.checks import check_count
 from wm_gym.runs import Run
 
 
@@ -50,7 +51,10 @@ class GRPOConfig:
     temperature: float = 1.0
     """Of the policy's distribution, in play and in the update (paper: 1.6)."""
     learning_rate: float = 5e-5
-    """Constant (paper: 5e-6, for 7B weights)."""
+    """After the warmup, constant (paper: 5e-6, for 7B weights)."""
+    warmup: int = 5
+    """Iterations over which the learning rate rises to that: Adam's first steps are of full size
+    whatever the gradient, and would leave the base policy behind."""
     weight_decay: float = 0.01
     minibatch: int = 32
     """Trajectories an optimiser step (paper: 128)."""
@@ -127,6 +131,8 @@ def train(
         rollouts = gather(config, policy, env, iteration, attempts, progress)
         metrics = rollouts.metrics
         if rollouts.batches:
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * min(1, (iteration + 1) / config.warmup)
             metrics |= update(config, policy, optimizer, rollouts.batches, iteration)
         episodes += int(metrics["rollout/new_episodes"])
         seconds += time.perf_counter() - began
@@ -335,5 +341,6 @@ def _check(config: GRPOConfig, env: gym.vector.VectorEnv) -> None:
         raise ValueError(
             f"num_envs ({env.num_envs}) must be a multiple of group_size ({config.group_size})."
         )
+    check_count("warmup", config.warmup)
     if config.dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype must be 'float32' or 'bfloat16', got {config.dtype!r}.")

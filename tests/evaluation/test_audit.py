@@ -88,6 +88,13 @@ def test_precision_recall_and_f1_of_both_verdicts():
     assert found["f1_real"] == pytest.approx(6 / 10)
 
 
+def test_failures_are_counted_in_the_order_of_their_rules():
+    named = [*["slipped"] * 2, "gripper_drift", None]
+    found = report([pair(20, NEVER)._replace(failure=name) for name in named])
+    assert list(found["failures"].items()) == [("gripper_drift", 1), ("slipped", 2)]
+    assert "hallucinated successes: gripper drift 1, slipped 2." in table(found)
+
+
 def test_every_rate_has_wilsons_interval():
     found = summary(MIXED)
     # 3 of 4: centre (.75 + z^2 / 8) / (1 + z^2 / 4) = 0.62753, half 0.32689.
@@ -196,10 +203,12 @@ def test_the_table_of_no_successes_has_no_f1():
 
 def test_pairs_come_back_from_their_file(tmp_path):
     pairs = [pair(30, NEVER, 28, "a, b", 7, 0.1234), pair(NEVER, 64, NEVER, start=127)]
+    pairs[0] = pairs[0]._replace(failure="slipped")
     write_pairs(tmp_path / "run" / "audit.csv", pairs)
     text = (tmp_path / "run" / "audit.csv").read_text()
-    assert text.splitlines()[0] == "policy,start,imagined_step,real_step,judged_step,probability"
-    assert text.splitlines()[1] == '"a, b",7,30,,28,0.1234'
+    columns = "policy,start,imagined_step,real_step,judged_step,probability,failure"
+    assert text.splitlines()[0] == columns
+    assert text.splitlines()[1] == '"a, b",7,30,,28,0.1234,slipped'
     assert read_pairs(tmp_path / "run" / "audit.csv") == pairs
 
 

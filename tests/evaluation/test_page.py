@@ -21,7 +21,7 @@ from wm_gym.evaluation.statistics import wilson
 NEVER = None
 # The first is wrong once among two real failures and once among three real successes.
 PAIRS = [
-    Pair("<b>bold</b>/0", 0, 30, NEVER, 28, 0.97),
+    Pair("<b>bold</b>/0", 0, 30, NEVER, 28, 0.97, "gripper_drift"),
     Pair("<b>bold</b>/0", 1, NEVER, NEVER, NEVER, 0.1),
     Pair("<b>bold</b>/0", 2, NEVER, 20, NEVER, 0.42),
     Pair("<b>bold</b>/0", 3, 33, 31, 37, 0.9),
@@ -198,6 +198,12 @@ def test_what_lies_in_other_folders_is_shown_too(folder, tmp_path):
     text = render(folder, tmp_path / "none", tmp_path / "other")
     add_everything(folder)
     assert text == render(folder)
+
+
+def test_what_went_wrong_is_counted_by_policy_and_told_beside_the_video(folder):
+    text = Reader(render(folder)).text
+    assert "gripper drift where the imagined object is lifted, the hands are apart 1 0" in text
+    assert text.count("What went wrong: gripper drift.") == 1
 
 
 def test_what_does_not_is_not_mentioned(folder):

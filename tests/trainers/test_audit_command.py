@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from tests.fakes import FakeWorldModel
-from tests.trainers.two_worlds import Judge, Pusher
+from tests.trainers.two_worlds import Judge, Pusher, Slippery
 from trainers import audit as module
 from trainers.audit import AuditConfig, audit, fingerprint, judge, labels, resolve
 from trainers.cli import main
 from wm_gym.evaluation.audit import Pair, read_pairs
 from wm_gym.evaluation.page import write_page
 from wm_gym.evaluation.video import GREEN, RED, write_video
+from wm_gym.imagined import ImaginedVectorEnv
 
 
 def settings(**options) -> AuditConfig:
@@ -150,6 +151,32 @@ def test_the_first_of_each_kind_are_filmed_whatever_the_wave(world, monkeypatch)
     audit(settings(episodes=5))
     success = [f"bold-{s}-success.mp4" for s in (1, 2)]
     assert filmed(world) == ["bold-0-hallucinated.mp4", *success]
+
+
+def test_what_went_wrong_is_named_by_real_and_imagined_positions(world, monkeypatch):
+    """The simulator has the object 2 cm up at the end; in the picture all stays at 0."""
+    world.grip, step = 0.5, ImaginedVectorEnv.step
+
+    def measured(env, actions):
+        result = step(env, actions)
+        if isinstance(env.world_model, Slippery):
+            clock = env.elapsed[:, None] + np.arange(-8, 1)
+            height = np.where(clock > 60, 0.02, 0.0)
+            rows = np.zeros((len(clock), 9, 3), np.float32)
+            held = np.concatenate([rows[..., :2], height[..., None]], -1).astype(np.float32)
+            low_dim = [{"robot0_eef_pos": r, "object": h} for r, h in zip(rows, held, strict=True)]
+            env.playbacks = [SimpleNamespace(states=rows[0], low_dim=row) for row in low_dim]
+        return result
+
+    taught = []
+    monkeypatch.setattr(ImaginedVectorEnv, "step", measured)
+    monkeypatch.setattr(module, "train_probe", lambda replays, *_: taught.extend(replays))
+    monkeypatch.setattr(module, "read", lambda _, frames: np.zeros((len(frames), 2, 3)))
+    monkeypatch.setattr(module, "red", lambda frames: np.full(len(frames), 40))
+    audit(settings(episodes=3))
+    assert [pair.failure for pair in read_pairs("out/audit.csv")] == ["late"] * 3
+    assert [len(replay) for replay in taught] == [64] * 3
+    assert taught[1].frames[5, 0, 0, 0] == 106 and taught[0].low_dim["object"][-1, 2] > 0.01
 
 
 def test_no_more_than_four_hallucinations_are_filmed(world):

@@ -21,6 +21,7 @@ CONFIG = GRPOConfig(
     groups_per_update=4,
     minibatch=8,
     learning_rate=0.1,
+    warmup=1,
     dtype="float32",
     eval_every=2,
     eval_episodes=4,
@@ -46,6 +47,26 @@ def test_success_rises(tmp_path):
     assert metrics[0]["rollout/success_rate"] < 0.6
     assert metrics[-1]["rollout/success_rate"] > 0.85
     assert evaluate(policy, hard(), range(8), progress=False).success.all()
+
+
+def test_the_learning_rate_rises_over_the_first_iterations_a_resumed_run_goes_on(
+    tmp_path, monkeypatch
+):
+    used, update = [], grpo.update
+
+    def spy(config, policy, optimizer, *rest):
+        used.append(optimizer.param_groups[0]["lr"])
+        return update(config, policy, optimizer, *rest)
+
+    monkeypatch.setattr(grpo, "update", spy)
+    config = replace(CONFIG, warmup=4, learning_rate=0.02, iterations=6, eval_every=0)
+    train(config, tmp_path / "whole")
+    assert used == pytest.approx([0.005, 0.01, 0.015, 0.02, 0.02, 0.02])
+    used.clear()
+    train(replace(config, iterations=2), tmp_path / "parts")
+    (tmp_path / "parts/config.json").unlink()
+    train(config, tmp_path / "parts", resume=True)
+    assert used == pytest.approx([0.005, 0.01, 0.015, 0.02, 0.02, 0.02])
 
 
 def test_metrics_have_the_documented_names(tmp_path):

@@ -14,6 +14,7 @@ from wm_gym.data.episodes import Episode
 from wm_gym.data.writing import EpisodeWriter
 from wm_gym.real.expert import ExpertConfig
 from wm_gym.real.pool import SimulationPool
+from wm_gym.real.worker import Playback
 from wm_gym.starts import StartPool
 from wm_gym.tasks import Task
 
@@ -145,17 +146,23 @@ def _play_wave(
         first = int(done[row].argmax()) if done[row].any() else None
         end = horizon if first is None or first >= horizon else first + 1 + TAIL
         said = [playbacks[row] for playbacks in notes]
-        keys = said[0].low_dim
+        states, low_dim = measured(said)
         yield Episode(
             pictures[row, : end + 1].copy(),
             np.clip(played[row, :end], -1, 1).astype(np.float32),
             done[row, :end].copy(),
-            _joined([p.states for p in said])[: end + 1],
+            states[: end + 1],
             source,
             int(starts[row]),
             seed,
-            low_dim={k: _joined([p.low_dim[k] for p in said])[: end + 1] for k in keys},
+            low_dim={key: rows[: end + 1] for key, rows in low_dim.items()},
         )
+
+
+def measured(played: Sequence[Playback]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Simulator states (t + 1, p) and `low_dim` (t + 1, d) by key of t steps played in parts."""
+    low_dim = {key: _joined([part.low_dim[key] for part in played]) for key in played[0].low_dim}
+    return _joined([part.states for part in played]), low_dim
 
 
 def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 
 from wm_gym.evaluation.paired import aligned
 from wm_gym.evaluation.statistics import Rate, rate
+from wm_gym.evaluation.taxonomy import KINDS
 from wm_gym.files import replacing
 
 STEPS = (16, 32, 48, 64)  # the outcomes are compared by each of these, too
@@ -36,6 +37,9 @@ class Pair(NamedTuple):
     """When the success classifier first calls the real video of the replay a success."""
     probability: float
     """The largest probability of success that the imagined world reported."""
+    failure: str | None = None
+    """What went wrong in a hallucinated success, one of `taxonomy.KINDS`; None where that was not
+    measured, and in all other pairs."""
 
 
 def report(pairs: Sequence[Pair]) -> dict[str, Any]:
@@ -50,9 +54,11 @@ def summary(pairs: Sequence[Pair]) -> dict[str, Any]:
 
     Precision, recall and F1 are of the verdicts on whole episodes, with the simulator's as the
     truth: `imagined` those of the imagined world, `real` the classifier's on the real videos.
-    `by_step` maps a step to the `rates` of what had happened by then.
+    `by_step` maps a step to the `rates` of what had happened by then, `failures` what went wrong to
+    how many hallucinated successes.
     """
     imagined, real, judged = outcomes(pairs)
+    named = [pair.failure for pair in pairs]
     return {
         "pairs": len(pairs),
         "imagined_success": _rate(imagined),
@@ -60,6 +66,7 @@ def summary(pairs: Sequence[Pair]) -> dict[str, Any]:
         **rates(pairs),
         **{f"{name}_imagined": value for name, value in scores(imagined, real).items()},
         **{f"{name}_real": value for name, value in scores(judged, real).items()},
+        "failures": {name: n for name in KINDS if (n := named.count(name))},
         "by_step": {str(step): rates([until(pair, step) for pair in pairs]) for step in STEPS},
     }
 
@@ -149,6 +156,9 @@ def table(content: Mapping[str, Any]) -> str:
         f"{_count(content[f'{kind}_by_classifier'])} of {_count(content[f'{kind}_success_rate'])}."
         for kind in ("hallucinated", "missed")
     ]
+    failures = [f"{name.replace('_', ' ')} {n}" for name, n in content["failures"].items()]
+    if failures:
+        shares.append(f"What went wrong in hallucinated successes: {', '.join(failures)}.")
     f1 = {world: content[f"f1_{world}"] for world in WORLDS}
     told = {name: "-" if value is None else f"{value:.3f}" for name, value in f1.items()}
     verdicts = f"F1 of imagined verdicts {told['imagined']}, of those on real video {told['real']}."
@@ -175,8 +185,8 @@ def read_pairs(path: str | Path) -> list[Pair]:
             f"{', '.join(Pair._fields)}, as `wm-gym audit` writes them."
         )
     return [
-        Pair(policy, int(start), *(int(s) if s else None for s in steps), float(probability))
-        for policy, start, *steps, probability in rows
+        Pair(p, int(start), *(int(s) if s else None for s in steps), float(score), failure or None)
+        for p, start, *steps, score, failure in rows
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from wm_gym.evaluation import taxonomy
 from wm_gym.evaluation.audit import EXAMPLES, Pair, examples, kind, read_pairs, video_name
 from wm_gym.evaluation.charts import COLOURS, draw_agreement, draw_by_step, look, svg
 from wm_gym.evaluation.figures import panels
@@ -31,7 +32,10 @@ KINDS = dict(
     )
 )
 ORIGIN = ("command", "commit", "machine", "seeds", "date")  # `provenance`
-AUDITED = ("task", "split", "world_model", "success", "weights", "played", "policies", "by_step")
+AUDITED = (
+    *("task", "split", "world_model", "success", "weights", "played", "policies"),
+    *("by_step", "failures"),
+)
 MEDIA = {".mp4": "video/mp4", ".png": "image/png"}
 
 
@@ -63,7 +67,7 @@ def render(folder: str | Path, *beside: str | Path) -> str:
     page = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    page.filters |= {"percent": _percent, "ends": _ends}
+    page.filters |= {"percent": _percent, "ends": _ends, "spaced": _spaced}
     return page.from_string(Path(__file__).with_name("page.html").read_text("utf-8")).render(
         audit=audit,
         rates=RATES,
@@ -71,6 +75,7 @@ def render(folder: str | Path, *beside: str | Path) -> str:
         charts={title: _by_step(audit, key, title) for key, title in RATES.items()},
         films=_films(folder, names),
         kinds=KINDS,
+        failures=taxonomy.KINDS,
         fidelity=_fidelity(_find(folders, "fidelity.json")),
         agreement=_agreement(_find(folders, "agreement.json")),
         counterfactuals=_counterfactuals(_find(folders, "counterfactuals.json")),
@@ -81,7 +86,7 @@ def facts(content: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
     """Name and text of every value in nested content; long lists and lists of rows are left out."""
     found = []
     for key, value in content.items():
-        name, text = f"{above}{key}".replace("_", " "), _told(value)
+        name, text = _spaced(f"{above}{key}"), _told(value)
         if text is not None:
             found.append((name, text))
         elif isinstance(value, Mapping):
@@ -119,6 +124,10 @@ def _percent(rate: Mapping[str, Any] | None) -> str:
 
 def _ends(rate: Mapping[str, Any]) -> str:
     return f"[{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _legend(names: Sequence[str]) -> list[dict[str, str]]:
@@ -183,8 +192,8 @@ def _counterfactuals(path: Path | None) -> dict[str, Any] | None:
     named = {"not perturbed": content["unperturbed"], **content["families"]}
     named |= {"held-out families": content["held_out"], "all families": content}
     return {
-        "parts": {name.replace("_", " "): part for name, part in named.items()},
-        "held_out": ", ".join(content["held_out_families"]).replace("_", " "),
+        "parts": {_spaced(name): part for name, part in named.items()},
+        "held_out": _spaced(", ".join(content["held_out_families"])),
         "origin": _origin(content),
     }
 

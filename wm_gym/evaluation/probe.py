@@ -118,6 +118,12 @@ def train_probe(
 
 
 @torch.inference_mode()
+def read(probe: PositionProbe, pictures: np.ndarray) -> np.ndarray:
+    """Read metres float32 (t, 2, 3) of gripper and object from pictures, uint8 (t, H, W, 3)."""
+    return probe(torch.from_numpy(pictures).to(probe.middle.device)).cpu().numpy()
+
+
+@torch.inference_mode()
 def distances(probe: PositionProbe, pictures: Tensor, truth: Tensor) -> Tensor:
     """How far from the truth what a picture shows is, in millimetres.
 
