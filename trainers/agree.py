@@ -20,7 +20,8 @@ import numpy as np
 from torch import Generator, Tensor, nn
 
 from policies.base import Act, Policy
-from trainers.audit import DTYPE, ROWS, AuditConfig, Models, first_starts, load_models, resolve
+from trainers.audit import AuditConfig, Models, first_starts, load_models, resolve
+from trainers.replay import DTYPE, ROWS
 from trainers.rollout import draw_seeds, evaluate, make_env
 from wm_gym.checks import check_count
 from wm_gym.evaluation.agreement import LEAST, agreement

@@ -9,41 +9,38 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from policies.token import TokenVLA
+from trainers.replay import DTYPE, ROWS, Episodes, first_step, judge, play, recorded
 from trainers.rollout import autocast, make_env
 from trainers.wmpo import device
 from wm_gym.checks import check_count
-from wm_gym.data.collection import measured
-from wm_gym.data.episodes import Episode
 from wm_gym.evaluation.audit import Pair, examples, kind, report, table, video_name, write_pairs
 from wm_gym.evaluation.page import write_page
 from wm_gym.evaluation.paired import provenance, write_result
-from wm_gym.evaluation.probe import ProbeConfig, positions, read, train_probe
+from wm_gym.evaluation.probe import PositionProbe, ProbeConfig, positions, read, train_probe
 from wm_gym.evaluation.taxonomy import Track, failure, red
 from wm_gym.evaluation.video import side_by_side, write_video
+from wm_gym.files import replacing
 from wm_gym.hub import bundled
 from wm_gym.runs import Run
 from wm_gym.starts import StartPool, load_starts
-from wm_gym.success.calibration import first_success
 from wm_gym.success.classifier import SuccessClassifier
 from wm_gym.tasks import get_task
 from wm_gym.world_model.loading import load_world_model
 from wm_gym.world_model.model import WorldModel
 
-ROWS = 64  # episodes side by side; their pictures are kept until they are judged
-DTYPE = "bfloat16"  # of the imagined world, as policies practise in it
+TRACKS = "tracks_{}.npy"  # by the policy's number, see `locate`
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +68,8 @@ class AuditConfig:
     workers: int | None = None
     """Simulator processes; one a core by default."""
     out: Path = Path("runs/audit")
-    """Folder for audit.csv, audit.json, report.html, videos, and what an interrupted audit goes on
-    from."""
-
-
-class Episodes(NamedTuple):
-    """What n rows of a world played, in d decisions of k actions, t control steps in all."""
-
-    actions: np.ndarray  # (d, rows of the world, k, 7) float32
-    frames: np.ndarray  # (n, 1 + t, H, W, 3) uint8
-    success: np.ndarray  # (n, t) bool: the world's verdict on each step
-    probability: np.ndarray  # (n,) float32: the largest reported after a decision
-    low_dim: list[dict[str, np.ndarray]]  # n, what the simulator measured; empty where imagined
+    """Folder for audit.csv, audit.json, report.html, videos, tracks, and what an interrupted audit
+    goes on from."""
 
 
 class Models(NamedTuple):
@@ -104,23 +91,25 @@ def audit(config: AuditConfig) -> None:
     model, classifier, players, weights = load_models(config)
     run = Run(config.out, {**asdict(config), "weights": weights}, resume=True)
     pairs: list[Pair] = []
-    played = {}
+    played, tracks = {}, {}
     for number, (name, policy) in enumerate(players.items()):
         done = run.once(
             f"pairs_{number}",
-            lambda name=name, policy=policy: {
+            lambda number=number, name=name, policy=policy: {
                 **provenance([config.seed]),
-                "pairs": replay_pairs(config, name, policy, model, classifier, pool),
+                "pairs": replay_pairs(config, number, name, model, classifier, policy, pool),
             },
         )
         pairs += [Pair(*row) for row in done["pairs"]]
         played[name] = {key: done[key] for key in ("commit", "date", "seconds")}
+        if (path := run.folder / TRACKS.format(number)).exists():
+            tracks[name] = np.load(path)
     content = {
         **provenance([config.seed]),
         **{key: getattr(config, key) for key in ("task", "split", "world_model", "success")},
         "weights": weights,
         "played": played,
-        **report(pairs),
+        **report(pairs, tracks),
     }
     write_pairs(run.folder / "audit.csv", pairs)
     write_result(run.folder / "audit.json", content)
@@ -201,25 +190,27 @@ def fingerprint(model: nn.Module) -> str:
 
 def replay_pairs(
     config: AuditConfig,
+    number: int,
     name: str,
-    policy: TokenVLA,
     model: WorldModel,
     classifier: SuccessClassifier,
+    policy: TokenVLA,
     pool: StartPool,
 ) -> list[Pair]:
     """Let a policy play greedily in the imagined world, and the simulator repeat its actions.
 
-    Films `examples` of them into the folder `videos` of the audit.
+    Films `examples` of them into the folder `videos` of the audit, and writes beside it where
+    gripper and object were, if the simulator measures that: the policy's TRACKS, as from `locate`.
     """
     n, horizon = min(ROWS, config.episodes), get_task(config.task).horizon
     firsts = range(0, config.episodes, n)
     options = {"starts": pool, "chunk": policy.chunk, "horizon": horizon}
     options |= {"return_frames": True, "ignore_terminations": True}
-    models = {"world_model": model, "success": classifier, "dtype": DTYPE}
+    worlds = {"world_model": model, "success": classifier, "dtype": DTYPE}
     decisions = 2 * len(firsts) * -(-horizon // policy.chunk)
-    pairs, hallucinated, replays = [], {}, []
+    pairs, tracks, probe = [], [], None
     with (
-        closing(make_env(config.task, "imagined", n, **models, **options)) as imagined_env,
+        closing(make_env(config.task, "imagined", n, **worlds, **options)) as imagined_env,
         closing(make_env(config.task, "real", n, workers=config.workers, **options)) as real_env,
         tqdm(total=decisions, desc=name, unit="decision") as bar,
     ):
@@ -234,7 +225,7 @@ def replay_pairs(
             imagined = play(imagined_env, starts, config.seed, decide, bar)
             real = play(real_env, starts, config.seed, lambda d, _, a=imagined.actions: a[d], bar)
             judged = judge(model, classifier, real.frames)
-            pairs += [
+            wave = [
                 Pair(
                     name,
                     int(start),
@@ -245,44 +236,48 @@ def replay_pairs(
                 )
                 for i, start in enumerate(starts)
             ]
-            replays += [as_episode(imagined, real, i) for i in range(len(starts))]
-            hallucinated |= {
-                pair.start: imagined.frames[pair.start - first]
-                for pair in pairs[first:]
-                if kind(pair) == "hallucinated"
-            }
+            if real.measured and positions(real.measured[0]) is not None:
+                if probe is None:
+                    probe = train_probe(recorded(imagined.actions, real), ProbeConfig(), device())
+                tracks.append(locate(probe, imagined, real))
+                wave = name_failures(wave, imagined.frames, tracks[-1])
+            pairs += wave
             for pair in examples(pairs):
                 if (i := pair.start - first) < 0:
                     continue  # filmed before
                 shown = film(pair, real.frames[i], imagined.frames[i])
                 write_video(config.out / "videos" / video_name(pair), shown)
-    return name_failures(pairs, hallucinated, replays)
+    if tracks:
+        with replacing(config.out / TRACKS.format(number)) as aside, aside.open("wb") as file:
+            np.save(file, np.concatenate(tracks, axis=1))
+    return pairs
 
 
-def as_episode(imagined: Episodes, real: Episodes, row: int) -> Episode:
-    """The replay of a row, as if it had been recorded."""
-    t = real.success.shape[1]
-    actions = imagined.actions[:, row].reshape(-1, 7)[:t].astype(np.float32)
-    return Episode(real.frames[row], actions, real.success[row], low_dim=real.low_dim[row])
+def locate(probe: PositionProbe, imagined: Episodes, real: Episodes) -> np.ndarray:
+    """Where gripper and object were in n pairs, metres float32 (3, n, 1 + t, 2, 3).
+
+    By the simulator, in the imagined pictures, and in the real ones: the probe reads both.
+    """
+    return np.stack(
+        [
+            np.stack([positions(low_dim) for low_dim in real.measured]),
+            np.stack([read(probe, frames) for frames in imagined.frames]),
+            np.stack([read(probe, frames) for frames in real.frames]),
+        ]
+    )
 
 
-def name_failures(
-    pairs: Sequence[Pair], hallucinated: Mapping[int, np.ndarray], replays: Sequence[Episode]
-) -> list[Pair]:
+def name_failures(pairs: Sequence[Pair], frames: np.ndarray, tracks: np.ndarray) -> list[Pair]:
     """Say of every hallucinated success what went wrong: the pairs, with `failure`.
 
-    `hallucinated`: the imagined pictures of these, uint8 (1 + t, H, W, 3), by their start;
-    `replays`: the real episodes of all pairs. A probe that learns from them reads where gripper and
-    object are in what was imagined. Nothing is named where the simulator measured neither.
+    `frames`: imagined pictures, uint8 (n, 1 + t, H, W, 3); `tracks` as from `locate`.
     """
-    if not hallucinated or positions(replays[0]) is None:
-        return list(pairs)
-    probe = train_probe(replays, ProbeConfig(), device())
     named = []
-    for pair, replay in zip(pairs, replays, strict=True):
-        if (frames := hallucinated.get(pair.start)) is not None:
-            tracks = (Track(*at.swapaxes(0, 1)) for at in (positions(replay), read(probe, frames)))
-            pair = pair._replace(failure=failure(*tracks, red(frames), pair.imagined_step))
+    for i, pair in enumerate(pairs):
+        if kind(pair) == "hallucinated":
+            real, imagined = (Track(*at.swapaxes(0, 1)) for at in tracks[:2, i])
+            wrong = failure(real, imagined, red(frames[i]), pair.imagined_step)
+            pair = pair._replace(failure=wrong)
         named.append(pair)
     return named
 
@@ -297,61 +292,3 @@ def film(pair: Pair, real: np.ndarray, imagined: np.ndarray) -> np.ndarray:
         labels=[f"{w}: {f'success at {s}' if s else 'no success'}" for w, s in steps.items()],
         scale=math.ceil(256 / real.shape[2]),
     )
-
-
-def play(
-    env: gym.vector.VectorEnv,
-    starts: np.ndarray,
-    seed: int,
-    decide: Callable[[int, dict[str, Any]], np.ndarray],
-    bar: tqdm,
-) -> Episodes:
-    """Play an episode from each of `starts` (n,) to the horizon; rows left over stay frozen.
-
-    `decide(d, obs)` gives the actions (rows, k, 7) of decision d. The noise of an episode depends
-    on `seed` and its start alone.
-    """
-    world, begun = env.unwrapped, np.resize(starts, env.num_envs)
-    options = {"start": begun, "reset_mask": np.arange(len(begun)) < len(starts)}
-    obs, _ = env.reset(seed=(seed + begun).tolist(), options=options)
-    actions, frames, success, probability = [], [obs["image"][:, None]], [], []
-    notes = []
-    for decision in range(-(-world.horizon // world.chunk)):
-        actions.append(decide(decision, obs))
-        obs, *_, info = env.step(actions[-1])
-        frames.append(info["frames"])
-        success.append(info["frames_success"])
-        probability.append(info["success_probability"])
-        notes.append(getattr(world, "playbacks", None))
-        bar.update()
-    n, t = len(starts), world.horizon
-    simulated = notes[0] is not None
-    return Episodes(
-        np.stack(actions),
-        np.concatenate(frames, axis=1)[:n, : t + 1],
-        np.concatenate(success, axis=1)[:n, :t],
-        np.max(probability, axis=0)[:n],
-        [measured([note[row] for note in notes])[1] if simulated else {} for row in range(n)],
-    )
-
-
-@torch.inference_mode()
-def judge(model: WorldModel, classifier: SuccessClassifier, videos: np.ndarray) -> list[int | None]:
-    """When the classifier calls videos, uint8 (n, 1 + t, H, W, 3), a success, in control steps.
-
-    By the imagined world's own rule and precision; None where it never does.
-    """
-    found = []
-    for video in torch.from_numpy(videos):  # one at a time: latents of all would be large
-        with torch.autocast(model.device.type, getattr(torch, DTYPE)):
-            probability = classifier.watch(model.encode(video[None]))[0]  # (1 + t,)
-        after = probability[1:].float().cpu().numpy()  # the first picture is no step's
-        rule = classifier.threshold, classifier.hold_k, classifier.hold_n
-        step = first_success(after, *rule)
-        found.append(None if step is None else step + 1)
-    return found
-
-
-def first_step(success: np.ndarray) -> int | None:
-    """The first control step, from 1, of success, bool (t,); None where there is none."""
-    return int(success.argmax()) + 1 if success.any() else None

@@ -18,6 +18,7 @@ import tyro
 from policies.token import TokenVLA
 from wm_gym.data.episodes import load
 from wm_gym.data.moments import draw_moments, save_moments
+from wm_gym.evaluation.audit import DRIFT
 from wm_gym.evaluation.statistics import Difference, Rate, paired_difference, rate
 from wm_gym.hub import Pretrained
 from wm_gym.starts import FILE_NAME, bundle
@@ -116,13 +117,15 @@ def audit_rows(path: Path | None) -> dict[str, str]:
     if path is None:
         return {}
     audit = _read(path)
-    names = {key: key.replace("_", " ") for key in WRONG}
-    return {
-        f"{name}, {audit['pairs']} paired replays ({audit['split']} starts)": str(
-            Rate(**audit[key]) if audit[key] else "-"
-        )
-        for key, name in names.items()
+    told = f"{audit['pairs']} paired replays ({audit['split']} starts)"
+    rows = {
+        f"{key.replace('_', ' ')}, {told}": str(Rate(**audit[key]) if audit[key] else "-")
+        for key in WRONG
     }
+    if audit["drift"]:
+        limits = " or ".join(f"{thing} {most:.0f} mm" for thing, most in DRIFT.items())
+        rows[f"usable horizon, median drift of {limits}"] = f"{audit['usable_horizon']} steps"
+    return rows
 
 
 def success_rows(report: Mapping[str, Any]) -> dict[str, str]:

@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from trainers.audit import DTYPE, ROWS, fingerprint, first_starts, first_step, play
+from trainers.audit import fingerprint, first_starts
+from trainers.replay import DTYPE, ROWS, first_step, play
 from trainers.rollout import make_env
 from trainers.wmpo import device
 from wm_gym.checks import check_count

@@ -138,7 +138,9 @@ def _drift(
     replays: Replays, judged: Sequence[Episode], fit: Sequence[Episode], config: ProbeConfig
 ) -> dict[str, Any]:
     """Train the probe and apply it, or say under `left_out` why that cannot be."""
-    known, learnt = ([e for e in part if positions(e) is not None] for part in (judged, fit))
+    known, learnt = (
+        [e for e in part if positions(e.low_dim) is not None] for part in (judged, fit)
+    )
     for name, part, having in (("judged", judged, known), ("training", fit, learnt)):
         if not having:
             return {

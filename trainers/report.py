@@ -1,7 +1,7 @@
 """Show an audit as one HTML page, with whatever else was measured of the same weights.
 
 wm-gym report runs/audit
-wm-gym report runs/audit runs/agree runs/fidelity
+wm-gym report runs/audit runs/agree runs/counterfactuals runs/fidelity
 """
 
 from __future__ import annotations

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from wm_gym.evaluation.audit import (
     STEPS,
     Pair,
+    agree,
+    drift,
     examples,
     kind,
     rates,
@@ -93,6 +96,60 @@ def test_failures_are_counted_in_the_order_of_their_rules():
     found = report([pair(20, NEVER)._replace(failure=name) for name in named])
     assert list(found["failures"].items()) == [("gripper_drift", 1), ("slipped", 2)]
     assert "hallucinated successes: gripper drift 1, slipped 2." in table(found)
+
+
+def tracks(gripper: list[float], thing: list[float], pairs: int = 4) -> np.ndarray:
+    """Imagined things are so many millimetres aside at each step; the probe is 1 mm off."""
+    found = np.zeros((3, pairs, 1 + len(gripper), 2, 3))
+    found[1, :, 1:, 0, 0] = np.array(gripper) / 1000
+    found[1, :, 1:, 1, 2] = np.array(thing) / 1000
+    found[2, ..., 1] = 0.001
+    return found
+
+
+def test_drift_is_the_median_distance_by_step():
+    given = tracks([3, 4], [0, 9], pairs=3)
+    given[1, 0, 1:, 0, 1] = 0.004  # one of the three: 5 mm and 5.66
+    assert drift(given) == {
+        "gripper": {"imagined": [3.0, 4.0], "real": [1.0, 1.0]},
+        "object": {"imagined": [0.0, 9.0], "real": [1.0, 1.0]},
+    }
+    given[1, 1, 1:, 0, 1] = 0.004
+    assert drift(given)["gripper"]["imagined"] == [5.0, 5.66]
+
+
+def test_a_success_may_be_called_up_to_eight_steps_late():
+    assert [agree(pair(28, 20), step) for step in (19, 20, 27, 28)] == [True] * 4
+    assert [agree(pair(29, 20), step) for step in (19, 20, 28, 29)] == [True, False, False, True]
+    assert [agree(pair(NEVER, 20), step) for step in (19, 20, 64)] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("given", "pairs", "steps", "ends"),
+    [
+        (tracks([9, 10, 9], [14, 15, 14]), [pair(2, 2)] * 4, 3, []),
+        (tracks([9, 11, 9], [14, 15, 16]), [pair(2, 2)] * 4, 1, ["gripper"]),
+        (tracks([9, 9, 11], [14, 15, 16]), [pair(2, 2)] * 4, 2, ["gripper", "object"]),
+        (tracks([9, 9, 9], [14, 15, 14]), [pair(2, 2)] * 3 + [pair(3, NEVER)], 2, ["agreement"]),
+        (tracks([99] * 3, [9] * 3), [pair(1, NEVER)] * 4, 0, ["gripper", "agreement"]),
+    ],
+)
+def test_the_imagination_is_usable_until_a_limit_is_passed(given, pairs, steps, ends):
+    found = summary(pairs, given)
+    assert (found["usable_horizon"], found["usable_horizon_ends_by"]) == (steps, ends)
+    told = table(report(pairs, {"base": given}))
+    assert f"Usable to step {steps}{', where ' + ' and '.join(ends) if ends else '.'}" in told
+
+
+def test_policies_drift_together_only_where_all_were_located():
+    pairs = [pair(2, 2)] * 2 + [pair(2, 2, policy="other")] * 4
+    both = {"base": tracks([2], [2], 2), "other": tracks([8], [8], 4)}
+    found = report(pairs, both)
+    assert found["drift"]["object"]["imagined"] == [8.0]  # the median of 2, 2, 8, 8, 8, 8
+    assert found["policies"]["base"]["drift"]["object"]["imagined"] == [2.0]
+    found = report(pairs, {"base": both["base"]})
+    assert found["drift"] is None and found["usable_horizon"] is None
+    assert found["policies"]["base"]["usable_horizon"] == 1
 
 
 def test_every_rate_has_wilsons_interval():

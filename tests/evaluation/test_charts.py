@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from wm_gym.evaluation.charts import COLOURS, draw_agreement, draw_by_step, look, svg
+from wm_gym.evaluation.charts import COLOURS, draw_agreement, draw_by_step, draw_drift, look, svg
 from wm_gym.evaluation.statistics import wilson
 
 
@@ -40,6 +40,16 @@ def test_a_policy_is_a_point_of_real_over_imagined_success():
     assert (point.get_xdata()[0], point.get_ydata()[0]) == (25, 75)
     assert across.get_segments()[0][:, 0] == pytest.approx([4.559, 69.936], abs=1e-2)
     assert up.get_segments()[0][:, 1] == pytest.approx([30.064, 95.441], abs=1e-2)
+
+
+def test_drift_is_drawn_by_step_beside_the_probes_own_error():
+    axes = Figure().subplots()
+    away = {thing: {"imagined": [2.0, 4.0], "real": [1.0, 1.0]} for thing in ("gripper", "object")}
+    draw_drift(axes, away)
+    assert [list(line.get_ydata()) for line in axes.lines] == [[2, 4], [1, 1]] * 2
+    assert [line.get_xdata().tolist() for line in axes.lines] == [[1, 2]] * 4
+    assert [line.get_label() for line in axes.lines][:2] == ["gripper", "gripper, the probe's own"]
+    assert len({line.get_color() for line in axes.lines}) == 2
 
 
 def test_twenty_policies_look_different_in_colours_that_the_page_has():

@@ -206,6 +206,22 @@ def test_what_went_wrong_is_counted_by_policy_and_told_beside_the_video(folder):
     assert text.count("What went wrong: gripper drift.") == 1
 
 
+def test_drift_and_the_usable_horizon_are_shown_where_they_were_measured(folder):
+    assert "Usable horizon" not in Reader(render(folder)).text
+    content = json.loads((folder / "audit.json").read_text())
+    away = {thing: {"imagined": [2.0, 16.0], "real": [1.0, 1.0]} for thing in ("gripper", "object")}
+    found = {"drift": away, "usable_horizon": 1, "usable_horizon_ends_by": ["gripper", "object"]}
+    add(folder, "audit.json", content | found)
+    page = Reader(render(folder))
+    told = "Usable horizon 1 control steps, then gripper and object pass the limit"
+    assert told in page.text and "gripper 10.0 mm, object 15.0 mm" in page.text
+    assert sum(tag == "svg" for tag, _ in page.tags) == 3 + 1
+    add(folder, "audit.json", content | found | {"usable_horizon_ends_by": ["object"]})
+    assert "then object passes the limit" in Reader(render(folder)).text
+    add(folder, "audit.json", content | found | {"usable_horizon_ends_by": []})
+    assert "control steps: the whole episode" in Reader(render(folder)).text
+
+
 def test_what_does_not_is_not_mentioned(folder):
     page = Reader(render(folder))
     for title in ("Fidelity", "Agreement between", "Counterfactuals"):

@@ -48,18 +48,18 @@ def flat_weights(probe: PositionProbe) -> torch.Tensor:
 
 def test_positions_are_the_hand_and_the_first_three_numbers_of_the_object():
     e = scene(0, 4)
-    found = positions(e)
+    found = positions(e.low_dim)
     assert found.shape == (5, 2, 3) and found.dtype == np.float32
     assert np.array_equal(found[:, 0], e.low_dim["robot0_eef_pos"])
     assert np.array_equal(found[:, 1], e.low_dim["object"][:, :3])
 
 
 def test_positions_that_were_not_recorded_are_none():
-    assert positions(blind(0, "object")) is None
-    assert positions(blind(0, "robot0_eef_pos")) is None
+    assert positions(blind(0, "object").low_dim) is None
+    assert positions(blind(0, "robot0_eef_pos").low_dim) is None
     short = blind(0)
     short.low_dim["object"] = short.low_dim["object"][:, :2]
-    assert positions(short) is None
+    assert positions(short.low_dim) is None
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def trained() -> PositionProbe:
 
 def test_a_probe_learns_to_read_positions_from_pictures_it_has_not_seen(trained):
     unseen = scene(100, 199)
-    truth = torch.from_numpy(positions(unseen))[None]
+    truth = torch.from_numpy(positions(unseen.low_dim))[None]
     away = distances(trained, torch.from_numpy(unseen.frames)[None], truth)
     assert away.shape == (1, 200, 2)
     medians = away[0].median(0).values
@@ -106,7 +106,7 @@ def test_episodes_without_positions_teach_nothing():
 def test_a_probe_begins_at_the_mean_position_in_the_scale_of_the_data():
     e = scene(0, 9)
     probe = train_probe([e], ProbeConfig(steps=1, batch_size=2))
-    truth = positions(e).reshape(10, 6)
+    truth = positions(e.low_dim).reshape(10, 6)
     assert probe.middle.tolist() == pytest.approx(truth.mean(0).tolist(), abs=1e-6)
     assert probe.spread.item() == pytest.approx(((truth - truth.mean(0)) ** 2).mean() ** 0.5)
 

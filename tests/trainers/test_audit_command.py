@@ -14,8 +14,9 @@ import torch
 from tests.fakes import FakeWorldModel
 from tests.trainers.two_worlds import Judge, Pusher, Slippery
 from trainers import audit as module
-from trainers.audit import AuditConfig, audit, fingerprint, judge, labels, resolve
+from trainers.audit import AuditConfig, audit, fingerprint, labels, resolve
 from trainers.cli import main
+from trainers.replay import judge
 from wm_gym.evaluation.audit import Pair, read_pairs
 from wm_gym.evaluation.page import write_page
 from wm_gym.evaluation.video import GREEN, RED, write_video
@@ -170,12 +171,17 @@ def test_what_went_wrong_is_named_by_real_and_imagined_positions(world, monkeypa
 
     taught = []
     monkeypatch.setattr(ImaginedVectorEnv, "step", measured)
-    monkeypatch.setattr(module, "train_probe", lambda replays, *_: taught.extend(replays))
+    monkeypatch.setattr(module, "train_probe", lambda replays, *_: taught.extend(replays) or 1)
     monkeypatch.setattr(module, "read", lambda _, frames: np.zeros((len(frames), 2, 3)))
+    monkeypatch.setattr(module, "ROWS", 2)
     monkeypatch.setattr(module, "red", lambda frames: np.full(len(frames), 40))
     audit(settings(episodes=3))
     assert [pair.failure for pair in read_pairs("out/audit.csv")] == ["late"] * 3
-    assert [len(replay) for replay in taught] == [64] * 3
+    assert [len(replay) for replay in taught] == [64] * 2  # of the first wave
+    found = json.loads(Path("out/audit.json").read_text())
+    assert found["failures"] == {"late": 3}
+    assert found["drift"]["object"]["imagined"][-4:] == [20.0] * 4
+    assert found["usable_horizon"] < 60 and np.load("out/tracks_0.npy").shape == (3, 3, 65, 2, 3)
     assert taught[1].frames[5, 0, 0, 0] == 106 and taught[0].low_dim["object"][-1, 2] > 0.01
 
 

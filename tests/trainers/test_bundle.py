@@ -77,7 +77,10 @@ def shipped(finished, tmp_path_factory) -> Path:
     half = {"n": 4, "successes": 2, "rate": 0.5, "low": 0.15, "high": 0.85}
     rates = {"hallucinated_success_rate": half, "missed_success_rate": None}
     audit.write_text(
-        json.dumps({"pairs": 8, "split": "validation", **rates, "paired_accuracy": half})
+        json.dumps(
+            {"pairs": 8, "split": "validation", **rates, "paired_accuracy": half}
+            | {"drift": {"object": {}}, "usable_horizon": 41}
+        )
     )
     ship(BundleConfig(finished, audit=audit, moments=3, path=path / "lift"))
     return path / "lift"
@@ -103,6 +106,8 @@ def test_cards_say_what_was_measured(shipped):
     assert "8 paired replays (validation starts) | 50.0 % [15.0, 85.0] (n = 4) |" in world
     assert "missed success rate, 8 paired replays (validation starts) | - |" in world
     assert "7 scripted demonstrations, 290 episodes of play and 128 rollouts" in world
+    drift = "usable horizon, median drift of gripper 10 mm or object 15 mm"
+    assert f"| {drift} | 41 steps |" in card(shipped, "world_model")
     assert "as imagined, F1 / false successes | 0.84 / 7 % |" in card(shipped, "success")
     assert "| test starts, greedy | 25.0 % [4.6, 69.9] (n = 4) |" in card(shipped, "policy_base")
     improved = card(shipped, "policy_improved")

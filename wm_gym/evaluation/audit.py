@@ -11,12 +11,16 @@ from urllib.parse import quote
 import numpy as np
 
 from wm_gym.evaluation.paired import aligned
+from wm_gym.evaluation.probe import KEYS
 from wm_gym.evaluation.statistics import Rate, rate
 from wm_gym.evaluation.taxonomy import KINDS
 from wm_gym.files import replacing
 
 STEPS = (16, 32, 48, 64)  # the outcomes are compared by each of these, too
 WORLDS = ("imagined", "real")
+AGREEMENT = 0.85  # least share of pairs whose outcomes agree, within the usable horizon
+DRIFT = {"gripper": 10.0, "object": 15.0}  # mm, the largest median there
+LATE = 8  # control steps: a success is only called one when it has held, see `hold_k`
 EXAMPLES = {"hallucinated": 4, "missed": 4, "success": 2, "failure": 2}
 """Every kind of pair, and how many of it are filmed a policy."""
 
@@ -42,20 +46,28 @@ class Pair(NamedTuple):
     measured, and in all other pairs."""
 
 
-def report(pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Summarise all pairs, and under `policies` those of each policy."""
-    names = dict.fromkeys(pair.policy for pair in pairs)
-    parts = {name: summary([p for p in pairs if p.policy == name]) for name in names}
-    return {**summary(pairs), "policies": parts}
+def report(pairs: Sequence[Pair], tracks: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
+    """Summarise all pairs, and under `policies` those of each policy.
+
+    `tracks` (3, n, 1 + t, 2, 3) of the n pairs of each policy by name, or of none: where gripper
+    and object were, in metres; truly, as imagined, and as read from real pictures.
+    """
+    names, tracks = dict.fromkeys(pair.policy for pair in pairs), tracks or {}
+    parts = {
+        name: summary([p for p in pairs if p.policy == name], tracks.get(name)) for name in names
+    }
+    together = np.concatenate(list(tracks.values()), axis=1) if set(tracks) == set(names) else None
+    return {**summary(pairs, together), "policies": parts}
 
 
-def summary(pairs: Sequence[Pair]) -> dict[str, Any]:
+def summary(pairs: Sequence[Pair], tracks: np.ndarray | None = None) -> dict[str, Any]:
     """Every figure of these pairs, ready for JSON; one without episodes to count is None.
 
     Precision, recall and F1 are of the verdicts on whole episodes, with the simulator's as the
     truth: `imagined` those of the imagined world, `real` the classifier's on the real videos.
     `by_step` maps a step to the `rates` of what had happened by then, `failures` what went wrong to
-    how many hallucinated successes.
+    how many hallucinated successes. `drift` and what follows of it, `usable_horizon`, are None
+    without `tracks`.
     """
     imagined, real, judged = outcomes(pairs)
     named = [pair.failure for pair in pairs]
@@ -67,6 +79,8 @@ def summary(pairs: Sequence[Pair]) -> dict[str, Any]:
         **{f"{name}_imagined": value for name, value in scores(imagined, real).items()},
         **{f"{name}_real": value for name, value in scores(judged, real).items()},
         "failures": {name: n for name in KINDS if (n := named.count(name))},
+        **usable(pairs, found := None if tracks is None else drift(tracks)),
+        "drift": found,
         "by_step": {str(step): rates([until(pair, step) for pair in pairs]) for step in STEPS},
     }
 
@@ -110,6 +124,45 @@ def until(pair: Pair, step: int) -> Pair:
     names = ("imagined_step", "real_step", "judged_step")
     late = {name: None for name in names if (getattr(pair, name) or 0) > step}
     return pair._replace(**late)
+
+
+def drift(tracks: np.ndarray) -> dict[str, dict[str, list[float]]]:
+    """How far from the truth imagined pictures are: medians in mm by thing, by step from 1.
+
+    Of each thing the `imagined`, and the `real`: the error of the probe itself, on real pictures.
+    """
+    away = 1000 * np.linalg.norm(tracks[1:, :, 1:] - tracks[0, :, 1:], axis=-1)  # (2, n, t, 2)
+    median = np.median(away, axis=1).round(2)
+    return {
+        thing: {world: median[i, :, j].tolist() for i, world in enumerate(WORLDS)}
+        for j, thing in enumerate(KEYS)
+    }
+
+
+def usable(pairs: Sequence[Pair], away: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Up to which step to use the imagination, by AGREEMENT and DRIFT; `away` as from `drift`.
+
+    That is the last step before one of them is passed for the first time: the share of pairs that
+    `agree` by then, or the median drift of gripper or object. `usable_horizon_ends_by` names what
+    is passed one step later; nothing, where the episodes are usable to their end.
+    """
+    if away is None:
+        return {"usable_horizon": None, "usable_horizon_ends_by": None}
+    steps = len(away["object"]["imagined"])
+    for step in range(1, steps + 1):
+        passed = [t for t, most in DRIFT.items() if away[t]["imagined"][step - 1] > most]
+        if np.mean([agree(pair, step) for pair in pairs]) < AGREEMENT:
+            passed.append("agreement")
+        if passed:
+            return {"usable_horizon": step - 1, "usable_horizon_ends_by": passed}
+    return {"usable_horizon": steps, "usable_horizon_ends_by": []}
+
+
+def agree(pair: Pair, step: int) -> bool:
+    """Whether outcomes by `step` are equal, or come to be equal within `LATE` steps of another."""
+    steps = (pair.imagined_step, pair.real_step)
+    seen = [at is not None and at <= step for at in steps]
+    return seen[0] == seen[1] or (None not in steps and abs(steps[0] - steps[1]) <= LATE)
 
 
 def outcomes(pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -159,6 +212,9 @@ def table(content: Mapping[str, Any]) -> str:
     failures = [f"{name.replace('_', ' ')} {n}" for name, n in content["failures"].items()]
     if failures:
         shares.append(f"What went wrong in hallucinated successes: {', '.join(failures)}.")
+    if (horizon := content["usable_horizon"]) is not None:
+        ends = " and ".join(content["usable_horizon_ends_by"])
+        shares.append(f"Usable to step {horizon}{f', where {ends} ends it' if ends else ''}.")
     f1 = {world: content[f"f1_{world}"] for world in WORLDS}
     told = {name: "-" if value is None else f"{value:.3f}" for name, value in f1.items()}
     verdicts = f"F1 of imagined verdicts {told['imagined']}, of those on real video {told['real']}."

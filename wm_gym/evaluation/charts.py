@@ -99,6 +99,19 @@ def draw_agreement(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     _plain(axes)
 
 
+def draw_drift(axes: Axes, away: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """Draw the drift of each thing by step, and dotted what of it is the probe's own error; mm."""
+    for number, (thing, worlds) in enumerate(away.items()):
+        steps, colour = np.arange(1, 1 + len(worlds["imagined"])), look(number).colour
+        axes.plot(steps, worlds["imagined"], color=colour, linewidth=1.4, label=thing)
+        label = f"{thing}, the probe's own"
+        axes.plot(steps, worlds["real"], color=colour, linewidth=1.0, linestyle=":", label=label)
+    axes.set(xlabel="control step", ylabel="mm")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize="small")
+    _plain(axes)
+
+
 def _points(
     axes: Axes,
     number: int,

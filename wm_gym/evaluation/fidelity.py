@@ -239,9 +239,11 @@ def state_drift(
     Things: `gripper` and `object`; pictures: `imagined` and `real`, which is the probe's own error.
     `episodes` are those that were replayed; the m of them whose positions were recorded count.
     """
-    known = [i for i, e in enumerate(episodes) if positions(e) is not None]
+    known = [i for i, e in enumerate(episodes) if positions(e.low_dim) is not None]
     steps = replays.imagined.shape[1]
-    truth = torch.from_numpy(np.stack([positions(episodes[i])[1 : steps + 1] for i in known]))
+    truth = torch.from_numpy(
+        np.stack([positions(episodes[i].low_dim)[1 : steps + 1] for i in known])
+    )
     found = {}
     for name, pictures in (("imagined", replays.imagined), ("real", replays.real[:, 1:])):
         away = distances(probe, pictures[known], truth)

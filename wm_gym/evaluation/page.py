@@ -13,8 +13,17 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from wm_gym.evaluation import taxonomy
-from wm_gym.evaluation.audit import EXAMPLES, Pair, examples, kind, read_pairs, video_name
-from wm_gym.evaluation.charts import COLOURS, draw_agreement, draw_by_step, look, svg
+from wm_gym.evaluation.audit import (
+    AGREEMENT,
+    DRIFT,
+    EXAMPLES,
+    Pair,
+    examples,
+    kind,
+    read_pairs,
+    video_name,
+)
+from wm_gym.evaluation.charts import COLOURS, draw_agreement, draw_by_step, draw_drift, look, svg
 from wm_gym.evaluation.figures import panels
 from wm_gym.evaluation.statistics import Difference, Rate
 from wm_gym.files import replacing
@@ -34,7 +43,7 @@ KINDS = dict(
 ORIGIN = ("command", "commit", "machine", "seeds", "date")  # `provenance`
 AUDITED = (
     *("task", "split", "world_model", "success", "weights", "played", "policies"),
-    *("by_step", "failures"),
+    *("by_step", "failures", "drift", "usable_horizon", "usable_horizon_ends_by"),
 )
 MEDIA = {".mp4": "video/mp4", ".png": "image/png"}
 
@@ -76,6 +85,9 @@ def render(folder: str | Path, *beside: str | Path) -> str:
         films=_films(folder, names),
         kinds=KINDS,
         failures=taxonomy.KINDS,
+        drift_chart=audit["drift"] and _drift(audit["drift"]),
+        drift_limits=DRIFT,
+        agreement_limit=AGREEMENT,
         fidelity=_fidelity(_find(folders, "fidelity.json")),
         agreement=_agreement(_find(folders, "agreement.json")),
         counterfactuals=_counterfactuals(_find(folders, "counterfactuals.json")),
@@ -139,6 +151,11 @@ def _by_step(audit: Mapping[str, Any], figure: str, title: str) -> Markup:
     parts = [part["by_step"] for part in audit["policies"].values()]
     draw = partial(draw_by_step, parts=parts, figure=figure)
     return Markup(svg(draw, figure, f"{title} by control step, a line for each policy"))
+
+
+def _drift(away: Mapping[str, Any]) -> Markup:
+    told = "Drift of gripper and object by control step, and the probe's own error"
+    return Markup(svg(partial(draw_drift, away=away), "drift", told, (4.6, 3.0)))
 
 
 def _films(folder: Path, names: Sequence[str]) -> dict[str, list[tuple[str, Pair, str]]]:

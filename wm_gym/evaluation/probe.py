@@ -5,7 +5,7 @@ Trained on recorded pictures, it says of imagined ones how far what they show is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,9 +67,9 @@ class PositionProbe(nn.Module):
         return (self.read(torch.cat(places, -1)) * self.spread + self.middle).unflatten(1, (-1, 3))
 
 
-def positions(episode: Episode) -> np.ndarray | None:
+def positions(low_dim: Mapping[str, np.ndarray]) -> np.ndarray | None:
     """Metres float32 (t + 1, 2, 3) of gripper and object, or None where they were not recorded."""
-    columns = [episode.low_dim.get(key) for key in KEYS.values()]
+    columns = [low_dim.get(key) for key in KEYS.values()]
     if any(column is None or column.shape[1] < 3 for column in columns):
         return None
     return np.stack([column[:, :3] for column in columns], axis=1)
@@ -83,7 +83,7 @@ def train_probe(
     The same episodes, config and device give the same weights. Raises ValueError where no episode
     has positions.
     """
-    known = [(e.frames, p) for e in episodes if (p := positions(e)) is not None]
+    known = [(e.frames, p) for e in episodes if (p := positions(e.low_dim)) is not None]
     if not known:
         raise ValueError(
             f"A probe learns from {' and '.join(KEYS.values())} in Episode.low_dim; none of "
