@@ -9,6 +9,7 @@ wm-gym bundle runs/lift                    ship a run with the package
 wm-gym fidelity --episodes ...             replay held-out episodes in a world model
 wm-gym audit                               replay imagined episodes in robosuite
 wm-gym agree                               play policies in both worlds
+wm-gym overoptimize --run runs/lift        practise too long: when do the worlds part?
 wm-gym report runs/audit                   show an audit as one HTML page
 wm-gym counterfactuals                     perturb successes: are the failures imagined?
 wm-gym presets                             what world models of every size cost
@@ -33,6 +34,7 @@ from trainers.bundle import BundleConfig, ship
 from trainers.counterfactuals import CounterfactualsConfig, counterfactuals
 from trainers.demo import DemoConfig, demo
 from trainers.fidelity import FidelityConfig, fidelity
+from trainers.overoptimize import OveroptimizeConfig, overoptimize
 from trainers.quickstart import QuickstartConfig, quickstart
 from trainers.report import ReportConfig, report
 from trainers.wmpo import WMPOConfig
@@ -94,6 +96,7 @@ def main() -> None:
     commands["fidelity"] = _plain(fidelity, FidelityConfig)
     commands["audit"] = _plain(audit, AuditConfig)
     commands["agree"] = _plain(agree, AgreeConfig)
+    commands["overoptimize"] = _plain(overoptimize, OveroptimizeConfig)
     commands["report"] = _plain(report, ReportConfig)
     commands["counterfactuals"] = _plain(counterfactuals, CounterfactualsConfig)
     commands["presets"] = run_presets

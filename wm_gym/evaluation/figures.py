@@ -53,6 +53,27 @@ def plot_agreement(path: str | Path, report: Mapping[str, Any]) -> None:
         figure.savefig(aside, dpi=120)
 
 
+def plot_optimisation(path: str | Path, report: Mapping[str, Any]) -> None:
+    """Draw the `rows` of an overoptimisation: imagined and real success by iteration, percent."""
+    figure = Figure(figsize=(5.4, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes, rows = figure.subplots(), report["rows"]
+    steps = [row["iteration"] for row in rows]
+    for world, colour in (("imagined", "C1"), ("real", "C0")):
+        low, at, high = (
+            100 * np.array([r[world][k] for r in rows]) for k in ("low", "rate", "high")
+        )
+        axes.plot(steps, at, "o-", color=colour, markersize=3.5, label=world)
+        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+    if report["parts_at"] is not None:
+        axes.axvline(report["parts_at"], color="0.5", linestyle=":", label="they part")
+    axes.set(xlabel="iterations of GRPO", ylabel="success, %", ylim=(-4, 104))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small", loc="lower right")
+    with replacing(path) as aside:
+        figure.savefig(aside, dpi=120)
+
+
 def panels(report: Mapping[str, Any]) -> dict[str, Callable[[Axes], None]]:
     """What to draw of a fidelity report, by name: dB, sharpness, and drift if measured."""
     found = {"PSNR": _psnr, "sharpness": _sharpness}

@@ -1,0 +1,110 @@
+"""The command `wm-gym overoptimize`: what is practised, what is played, where the worlds part."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from trainers import overoptimize as module
+from trainers.overoptimize import OveroptimizeConfig, overoptimize, parts_at, row, strict
+from wm_gym.runs import Run
+from wm_gym.success.classifier import SuccessClassifier, SuccessConfig
+
+N = 40
+# Of 40 episodes each: how many succeed in imagination and really, by iteration.
+PLAYED = {0: (20, 18), 10: (28, 26), 20: (36, 24), 30: (40, 12)}
+
+
+def outcomes(iteration: int) -> dict[str, list[bool]]:
+    return {
+        world: [i < successes for i in range(N)]
+        for world, successes in zip(("imagined", "real"), PLAYED[iteration], strict=True)
+    }
+
+
+@pytest.fixture
+def lab(monkeypatch, tmp_path) -> SimpleNamespace:
+    """A finished run, and practice that keeps a policy every ten iterations."""
+    monkeypatch.chdir(tmp_path)
+    Run("lift", {"task": "Lift", "seed": 5, "imagined_envs": 8, "moments": 0, "budget": 128})
+    here = SimpleNamespace(practised=[], played=[])
+    judge = SuccessClassifier(SuccessConfig(threshold=0.6, hold_k=8, hold_n=8))
+
+    def practise(wmpo, base, settings, stage, payer):
+        here.practised.append((wmpo, base.folder, settings, payer.config))
+        for iteration in range(settings.eval_every, settings.iterations + 1, settings.eval_every):
+            (stage.folder / "policies" / f"{iteration:05d}").mkdir(parents=True)
+        return None, {"episodes": 9}
+
+    def play_both(agree, policy, noise, models, pool):
+        here.played.append((policy, noise, agree.episodes, models.success.config.threshold))
+        return outcomes(int(policy.removeprefix("policy_base") or 0))
+
+    monkeypatch.setattr(module, "device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(module, "load_world_model", lambda path, device: torch.nn.Linear(1, 1))
+    monkeypatch.setattr(module, "fingerprint", lambda model: "f")
+    monkeypatch.setattr(SuccessClassifier, "from_pretrained", lambda path, device: judge)
+    monkeypatch.setattr(module.TokenVLA, "from_pretrained", lambda path, device: path.name)
+    monkeypatch.setattr(module, "first_starts", lambda agree: agree.starts)
+    monkeypatch.setattr(module, "practise", practise)
+    monkeypatch.setattr(module, "play_both", play_both)
+    return here
+
+
+def settings(**options) -> OveroptimizeConfig:
+    given = {"run": Path("lift"), "iterations": 30, "every": 10, "episodes": N, "out": Path("out")}
+    return OveroptimizeConfig(**(given | options))
+
+
+def test_every_kept_policy_plays_in_both_worlds_and_the_worlds_part(lab, capsys):
+    overoptimize(settings())
+    found = json.loads(Path("out/overoptimize.json").read_text())
+    assert [r["iteration"] for r in found["rows"]] == [0, 10, 20, 30]
+    assert [r["bias"]["points"] for r in found["rows"]] == pytest.approx([5, 5, 30, 70])
+    # 12 of 40 differ after 20 iterations: 30 points, two standard errors are 14.5 below.
+    assert found["parts_at"] == 20
+    assert [name for name, *_ in lab.played] == ["policy_base", "00010", "00020", "00030"]
+    assert "They part by iteration 20." in capsys.readouterr().out
+    assert Path("out/overoptimize.png").stat().st_size > 1000
+
+
+def test_it_practises_in_the_runs_world_for_as_long_as_is_said(lab):
+    overoptimize(settings(seed=3))
+    ((wmpo, folder, grpo, paid),) = lab.practised
+    assert (wmpo.seed, wmpo.imagined_envs, wmpo.moments, folder) == (5, 8, 0, Path("lift"))
+    assert (grpo.iterations, grpo.eval_every, grpo.seed) == (30, 10, 3)
+    assert (paid.threshold, paid.hold_k, paid.hold_n) == (0.6, 8, 8)
+
+
+def test_practice_may_be_paid_by_a_stricter_rule_that_does_not_judge(lab):
+    overoptimize(settings(threshold=0.95, hold=16))
+    ((*_, paid),) = lab.practised
+    assert (paid.threshold, paid.hold_k, paid.hold_n) == (0.95, 16, 16)
+    assert {threshold for *_, threshold in lab.played} == {0.6}
+    found = json.loads(Path("out/overoptimize.json").read_text())
+    assert found["paid"] == {"threshold": 0.95, "hold_k": 16, "hold_n": 16}
+
+
+def test_a_finished_command_is_shown_again_without_practice_or_play(lab):
+    overoptimize(settings())
+    once = len(lab.played)
+    overoptimize(settings())
+    assert len(lab.practised) == 1 and len(lab.played) == once
+
+
+def test_a_stricter_classifier_has_the_same_weights():
+    classifier = SuccessClassifier(SuccessConfig())
+    other = strict(classifier, 0.9, None)
+    assert (other.threshold, other.hold_k, other.hold_n) == (0.9, 2, 3)
+    features = torch.randn(1, 8, 64)
+    assert torch.equal(other.eval().logits(features), classifier.eval().logits(features))
+    assert classifier.threshold == 0.5
+
+
+def test_worlds_that_differ_from_the_start_and_no_more_later_do_not_part():
+    biased = {"imagined": [True] * N, "real": [i < 20 for i in range(N)]}
+    assert parts_at([row(0, biased), row(10, biased)]) is None

@@ -1,0 +1,159 @@
+"""Practise in imagination for far longer than usual: when does imagined success part from the real?
+
+wm-gym overoptimize --run runs/lift
+wm-gym overoptimize --run runs/lift --threshold 0.95 --out runs/strict   # a defence, measured
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from policies.token import TokenVLA
+from trainers.agree import AgreeConfig, play_both
+from trainers.audit import Models, fingerprint, first_starts
+from trainers.grpo import GRPOConfig
+from trainers.wmpo import WMPOConfig, device, practise
+from wm_gym.checks import check_count
+from wm_gym.evaluation.figures import plot_optimisation
+from wm_gym.evaluation.paired import aligned, provenance, write_result
+from wm_gym.evaluation.statistics import Difference, Rate, paired_difference, rate
+from wm_gym.runs import Run
+from wm_gym.success.classifier import SuccessClassifier
+from wm_gym.world_model.loading import load_world_model
+
+
+@dataclass(frozen=True, slots=True)
+class OveroptimizeConfig:
+    """For how long a policy practises, and what it is paid for."""
+
+    run: Path
+    """Run folder of `wm-gym wmpo`, with the stages up to train-success done."""
+    iterations: int = 120
+    """Iterations of GRPO; a run of `wm-gym wmpo` has 20."""
+    every: int = 10
+    """Iterations between policies that are kept and played in both worlds."""
+    threshold: float | None = None
+    """Practise under a classifier that needs this probability; its own by default."""
+    hold: int | None = None
+    """Practise under one that needs a success to last so many steps; its own by default."""
+    episodes: int = 128
+    """Episodes of each policy in each world, from the first validation starts."""
+    seed: int = 0
+    """Of GRPO's play, and of the noise in the imagined world."""
+    workers: int | None = None
+    """Simulator processes; one a core by default."""
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    out: Path = Path("runs/overoptimize")
+    """Folder for overoptimize.json, overoptimize.png, the policies and what an interrupted command
+    goes on from."""
+
+
+def overoptimize(config: OveroptimizeConfig) -> None:
+    """Practise far too long, and play what comes of it in both worlds.
+
+    Success is judged by the run's own classifier throughout, whatever the practice was paid for.
+    """
+    for name in ("iterations", "every", "episodes"):
+        check_count(name, getattr(config, name))
+    given = json.loads((config.run / "config.json").read_text())
+    names = ("task", "seed", "imagined_envs", "moments")
+    wmpo = WMPOConfig(out=config.run, **{name: given[name] for name in names})
+    model = load_world_model(config.run / "world_model", device=device())
+    classifier = SuccessClassifier.from_pretrained(config.run / "success", device=device())
+    weights = {"world_model": fingerprint(model), "success": fingerprint(classifier)}
+    run = Run(config.out, {**asdict(config), "weights": weights}, resume=True)
+    settings = replace(
+        config.grpo, iterations=config.iterations, eval_every=config.every, seed=config.seed
+    )
+    payer = strict(classifier, config.threshold, config.hold)
+    base = Run(config.run, given, resume=True)
+    stage = run.stage("grpo", settings)
+    practised = run.once("grpo", lambda: practise(wmpo, base, settings, stage, payer)[1])
+    agree = AgreeConfig(
+        task=wmpo.task,
+        starts=config.run,
+        episodes=config.episodes,
+        seed=config.seed,
+        workers=config.workers,
+    )
+    pool = first_starts(agree)
+    models = Models(model, classifier, {}, weights)
+    kept = {0: config.run / "policy_base"}
+    kept |= {int(path.name): path for path in sorted(stage.folder.glob("policies/[0-9]*"))}
+    rows = []
+    for iteration, path in kept.items():
+        policy = TokenVLA.from_pretrained(path, device=device())
+        played = run.once(
+            f"played_{iteration:05d}",
+            lambda policy=policy: play_both(agree, policy, 0.0, models, pool),
+        )
+        rows.append(row(iteration, played))
+        print(" ".join(cells(rows[-1])), flush=True)
+    content = {
+        **provenance([config.seed]),
+        "task": wmpo.task,
+        "run": str(config.run),
+        "weights": weights,
+        "paid": {name: getattr(payer.config, name) for name in ("threshold", "hold_k", "hold_n")},
+        "grpo": {**asdict(settings), "seconds": practised["seconds"]},
+        "rows": rows,
+        "parts_at": parts_at(rows),
+    }
+    write_result(run.folder / "overoptimize.json", content)
+    plot_optimisation(run.folder / "overoptimize.png", content)
+    print(table(content))
+    print(f"Written to {run.folder}: overoptimize.json, overoptimize.png")
+
+
+def strict(
+    classifier: SuccessClassifier, threshold: float | None, hold: int | None
+) -> SuccessClassifier:
+    """The same classifier with another rule: at least `threshold` for `hold` windows in a row."""
+    rule = {} if threshold is None else {"threshold": threshold}
+    rule |= {} if hold is None else {"hold_k": hold, "hold_n": hold}
+    other = copy.deepcopy(classifier)
+    other.config = replace(classifier.config, **rule)
+    return other
+
+
+def row(iteration: int, played: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
+    """Both success rates after an iteration, and the optimism: imagined less real, paired."""
+    imagined, real = played["imagined"], played["real"]
+    return {
+        "iteration": iteration,
+        "imagined": rate(imagined)._asdict(),
+        "real": rate(real)._asdict(),
+        "bias": paired_difference(real, imagined)._asdict(),
+        "imagined_success": imagined,
+        "real_success": real,
+    }
+
+
+def parts_at(rows: Sequence[Mapping[str, Any]]) -> int | None:
+    """The first iteration after which the worlds differ by more than they did at the start.
+
+    That is: where the whole interval of imagined less real success lies above what it was for the
+    base policy, the first row. None where it never does.
+    """
+    begun = rows[0]["bias"]["points"]
+    return next((r["iteration"] for r in rows if r["bias"]["low"] > begun), None)
+
+
+def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """A row of the report as text."""
+    rates = (str(Rate(**row[world])) for world in ("imagined", "real"))
+    return (str(row["iteration"]), *rates, str(Difference(**row["bias"])))
+
+
+def table(content: Mapping[str, Any]) -> str:
+    """A report as plain text."""
+    titles = ("iteration", "imagined", "real", "imagined - real")
+    lines = aligned([titles, *map(cells, content["rows"])])
+    found = content["parts_at"]
+    told = "They do not part." if found is None else f"They part by iteration {found}."
+    return "\n".join([*lines, told])
