@@ -123,6 +123,20 @@ def test_an_interrupted_recording_of_the_expert_goes_on_to_the_same_content(
     assert content(tmp_path / "broken.hdf5") == content(tmp_path / "whole.hdf5")
 
 
+@pytest.mark.parametrize(
+    ("after", "indices", "seed"), [(2, [7, 1, 4], 4), (2, [7, 2, 4], 3), (3, [7, 1, 6], 3)]
+)
+def test_a_recording_does_not_go_on_as_another(tmp_path, monkeypatch, after, indices, seed):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, after)
+        expert(tmp_path / "a.hdf5", FakePool(), [7, 1, 5, 6])
+    pool, wanted = FakePool(), f"'play', {seed}, {indices[after - 1]}"
+    told = rf"Episode {after - 1} in .* not \({wanted}\)"
+    with pytest.raises(ValueError, match=told):
+        expert(tmp_path / "a.hdf5", pool, indices, seed=seed)
+    assert pool.calls == []
+
+
 def test_a_finished_recording_is_not_played_again(tmp_path):
     expert(tmp_path / "a.hdf5", FakePool(), [1, 2])
     pool = FakePool()

@@ -45,9 +45,11 @@ def record_expert(
 ) -> None:
     """Record the scripted expert from `starts[indices]`, one episode each, into `path` (HDF5).
 
-    An interrupted recording continues where it stopped and gives the same file.
+    An interrupted recording continues where it stopped and gives the same file. Raises ValueError
+    where `path` holds episodes from other starts, of another source or seed.
     """
     with EpisodeWriter(path, environment(task)) as writer:
+        _check_goes_on(writer, indices, source, seed)
         todo = list(enumerate(indices))[len(writer) :]
         with tqdm(total=len(indices), initial=len(writer), desc=source, unit="episode") as bar:
             for batch in _batches(todo, pool):
@@ -77,10 +79,12 @@ def record_policy(
     `env` is `make_vec(..., backend="real", chunk=K, autoreset_mode="disabled",
     ignore_terminations=True, return_frames=True, horizon=task.horizon + TAIL)`: an episode goes on
     past its success and is cut TAIL steps after it, or at the task's horizon without one. An
-    interrupted recording continues where it stopped. Raises ValueError for another environment.
+    interrupted recording continues where it stopped. Raises ValueError for another environment, and
+    where `path` holds episodes from other starts, of another source or seed.
     """
     _check_recordable(env, task)
     with EpisodeWriter(path, environment(task)) as writer:
+        _check_goes_on(writer, indices, source, seed)
         with tqdm(total=len(indices), initial=len(writer), desc=source, unit="episode") as bar:
             while len(writer) < len(indices):
                 wave = np.asarray(indices[len(writer) : len(writer) + env.num_envs])
@@ -108,6 +112,19 @@ def environment(task: Task) -> dict[str, Any]:
             "fovy": task.camera.fovy,
         },
     }
+
+
+def _check_goes_on(writer: EpisodeWriter, indices: Sequence[int], source: str, seed: int) -> None:
+    last = writer.last()
+    if last is None or len(writer) > len(indices):
+        return  # nothing to go on from, or nothing to be added
+    found = (last.source, last.seed, last.start)
+    wanted = (source, seed, int(indices[len(writer) - 1]))
+    if found != wanted:
+        raise ValueError(
+            f"Episode {len(writer) - 1} in {writer.path} has (source, seed, start) {found}, not "
+            f"{wanted}; continue it with the same settings, or write to another file."
+        )
 
 
 def _check_recordable(env: Any, task: Task) -> None:

@@ -68,6 +68,14 @@ class EpisodeWriter:
         if kind is None:
             self.close()
 
+    def last(self) -> Episode | None:
+        """The episode written last; None where there is none yet."""
+        parts = self._part_files()
+        if not parts and not self._merged:
+            return None
+        with EpisodeFile(parts[-1] if parts else self.path) as file:
+            return file.episode(len(file) - 1)
+
     def append(self, episode: Episode) -> None:
         """Write one episode; it is safe on disk when this returns."""
         self.parts.mkdir(parents=True, exist_ok=True)
