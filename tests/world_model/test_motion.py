@@ -33,6 +33,15 @@ def test_contact_is_seen_from_the_hand_by_hand():
     assert by_hand().near(body)[0].tolist() == pytest.approx(expected, abs=1e-5)
 
 
+def test_how_objects_are_turned_is_seen_as_it_is_and_moved_with_what_is_met():
+    motion = Motion(5, 1, hand=(0, 1, 2), turns=(4, 3)).requires_grad_(False)
+    body = torch.tensor([[0.0, 0.0, 0.0, 7.0, 8.0]])
+    assert motion.near(body)[0, -2:].tolist() == [8, 7]
+    motion.robot[-1].bias.copy_(torch.tensor([1.0, 2, 3]))
+    motion.met[-1].bias.copy_(torch.tensor([4.0, 5]))
+    assert motion(body, torch.ones(1, 1)).tolist() == [[1, 2, 3, 5, 4]]
+
+
 def test_each_network_moves_its_own_part():
     motion = by_hand().requires_grad_(False)
     motion.robot[-1].bias.copy_(torch.tensor([1.0, 2, 3]))

@@ -22,16 +22,18 @@ def test_nano_measures_a_hand_seven_joints_and_two_fingers():
 @pytest.mark.parametrize("preset", ["nano", "nano-object"])
 def test_hand_fingers_and_object_are_where_the_config_says(preset):
     config = PRESETS[preset]
-    names = [key for key, n in (BODY | {"object": 3}).items() for _ in range(n)]
+    names = [key for key, n in (BODY | {"object": 3, "faces": 9}).items() for _ in range(n)]
     assert [names[i] for i in config.hand] == ["robot0_eef_pos"] * 3
     assert [names[i] for i in config.fingers] == ["robot0_gripper_qpos"] * 2
     assert [names[i] for i in config.speeds] == ["robot0_gripper_qvel"] * 2
     assert [names[i] for i in config.objects] == ["object"] * (3 * (preset == "nano-object"))
+    assert [names[i] for i in config.turns] == ["faces"] * (9 * (preset == "nano-object"))
 
 
 def test_an_object_has_a_place_beside_what_the_robot_measures():
     robot, both = PRESETS["nano"], PRESETS["nano-object"]
-    assert both.body == (*robot.body, "object[:3]") and both.body_size == robot.body_size + 3
+    assert both.body == (*robot.body, "object[:3]", "faces:object[3:7]")
+    assert both.body_size == robot.body_size + 3 + 9
 
 
 @pytest.mark.parametrize("preset", ["nano", "nano-object"])

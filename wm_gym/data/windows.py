@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from wm_gym.data.episodes import Episode, EpisodeFile
+from wm_gym.data.measurements import measured, measurements
 
 
 class Windows:
@@ -245,40 +246,6 @@ def _facts(
         rows = measurements(found, body, item.lengths[i] + 1, f"{item.path}: {item.names[i]}")
         return item.actions(i), item.success(i), rows, item.source(i)
     return item.actions, item.success, measured(item, body), item.source
-
-
-def measured(episode: Episode, names: Sequence[str]) -> np.ndarray:
-    """`measurements` of an episode, float32 (t + 1, p)."""
-    whose = f"An episode of {episode.source!r}"
-    return measurements(episode.low_dim, names, len(episode) + 1, whose)
-
-
-def measurements(
-    low_dim: Mapping[str, np.ndarray], names: Sequence[str], rows: int, whose: str
-) -> np.ndarray:
-    """The observations `names` side by side, float32 (rows, p); ValueError says what is missing.
-
-    A name is a key of `low_dim`, or some numbers of one: "object[:3]" for its first three.
-    """
-    parts = [name.partition("[")[::2] for name in names]
-    missing = [key for key, _ in parts if key not in low_dim]
-    if missing:
-        raise ValueError(
-            f"{whose} holds no {', '.join(missing)}; it has {sorted(low_dim) or 'pictures alone'}. "
-            "Record it with these observations, or name others in the world model's `body`."
-        )
-    columns = [low_dim[key][:, _columns(part)] for key, part in parts]
-    return np.concatenate([np.zeros((rows, 0), np.float32), *columns], axis=1)
-
-
-def _columns(part: str) -> slice:
-    edges = part.rstrip("]").split(":") if part else ("", "")
-    if len(edges) != 2 or not all(edge.isdigit() for edge in edges if edge):
-        raise ValueError(
-            f'Name a measurement by its key, or by its key and a slice such as "object[:3]"; got '
-            f"[{part} after the key."
-        )
-    return slice(*(int(edge) if edge else None for edge in edges))
 
 
 def _open(

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from tqdm import tqdm, trange
 
 from wm_gym.data.episodes import Episode
-from wm_gym.data.windows import holdout_episodes, measured
+from wm_gym.data.measurements import measured
+from wm_gym.data.windows import holdout_episodes
 from wm_gym.evaluation.fidelity import recorded_latents, replay_latents
 from wm_gym.noise import row_noise
 from wm_gym.success.calibration import Calibration, calibrate, choose_rule

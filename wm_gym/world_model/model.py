@@ -35,7 +35,9 @@ class WorldModel(nn.Module, Pretrained):
             raise ValueError(f"image_size must be a multiple of {CELL}, got {config.image_size}.")
         self.config = c = config
         self.encoder = Encoder(1 + c.memory, c.outer, c.width, c.vector, c.body_size, c.side)
-        where = {name: getattr(c, name) for name in ("hand", "fingers", "speeds", "objects")}
+        where = {
+            name: getattr(c, name) for name in ("hand", "fingers", "speeds", "objects", "turns")
+        }
         self.transition = Transition(
             Motion(c.body_size, c.action_dim, **where),
             c.action_dim,

@@ -56,20 +56,24 @@ class Motion(nn.Module):
         fingers: tuple[int, ...] = (),
         speeds: tuple[int, ...] = (),
         objects: tuple[int, ...] = (),
+        turns: tuple[int, ...] = (),
         width: int = 192,
     ) -> None:
         """Build for measurements of length `body`.
 
         hand: where among them the hand's x, y and z stand; objects: the same of each object, one
-        after another; fingers: where the places of these stand; speeds: where their speeds do.
+        after another; fingers: where the places of these stand; speeds: where their speeds do;
+        turns: where what says how objects are turned does.
         """
         super().__init__()
-        met = (*fingers, *speeds, *objects)
+        met = (*fingers, *speeds, *objects, *turns)
         robot = tuple(i for i in range(body) if i not in met)
-        near = (1 + 2 * len(SCALES)) * (len(fingers) + len(objects) + len(hand[2:])) + len(speeds)
+        near = (1 + 2 * len(SCALES)) * (len(fingers) + len(objects) + len(hand[2:]))
+        near += len(speeds) + len(turns)
         self.robot = perceptron(body + near + action_dim, len(robot), width)
         self.met = perceptron(near + len(hand) + action_dim, len(met), width)
-        order = {"hand": hand, "fingers": fingers, "speeds": speeds, "objects": objects}
+        order = {"hand": hand, "fingers": fingers, "objects": objects}
+        order["raw"] = (*speeds, *turns)
         order["reach"] = tuple(robot.index(i) for i in hand)
         order["back"] = tuple((robot + met).index(i) for i in range(body))
         for name, indices in order.items():
@@ -93,7 +97,7 @@ class Motion(nn.Module):
             return torch.cat([robot, met], dim=1)[:, self.at_back]
 
     def near(self, body: Tensor) -> Tensor:
-        """What decides contact, (n, q): places with their sines and cosines, and speeds.
+        """What decides contact, (n, q): places with their sines and cosines, speeds and turns.
 
         The places are those of the fingers, of the hand from each object, and of the hand's height.
         """
@@ -103,7 +107,7 @@ class Motion(nn.Module):
         height = ((hand - self.mean[self.at_hand]) / NEAR).clamp(-FAR, FAR)[:, 2:]
         seen = torch.cat([body[:, self.at_fingers], away, height], dim=1)
         waves = (seen[:, None] * self.scales[:, None]).flatten(1)
-        return torch.cat([seen, waves.sin(), waves.cos(), body[:, self.at_speeds]], dim=1)
+        return torch.cat([seen, waves.sin(), waves.cos(), body[:, self.at_raw]], dim=1)
 
 
 def perceptron(entered: int, left: int, width: int) -> nn.Sequential:

@@ -44,6 +44,8 @@ class WorldModelConfig:
     """Where the speeds of the fingers stand."""
     objects: tuple[int, ...] = ()
     """Where the places of objects stand: x, y and z of each, in metres."""
+    turns: tuple[int, ...] = ()
+    """Where what says how objects are turned stands."""
     draw: tuple[int, int] = (96, 48)
     """Channels of the renderer at a quarter and at half of the picture's resolution."""
     embed: int = 256
@@ -72,11 +74,12 @@ PRESETS = {
     # For recordings that say where the object is, as simulators' do: it is read from the pictures
     # and moved like the robot, and how a hand meets an object is learnt from far fewer episodes.
     "nano-object": WorldModelConfig(
-        body=(*BODY, "object[:3]"),
-        body_size=sum(BODY.values()) + 3,
+        body=(*BODY, "object[:3]", "faces:object[3:7]"),
+        body_size=sum(BODY.values()) + 3 + 9,
         hand=(0, 1, 2),
         fingers=(24, 25),
         speeds=(26, 27),
         objects=(28, 29, 30),
+        turns=tuple(range(31, 40)),
     ),
 }

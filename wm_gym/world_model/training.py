@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wm_gym.data.episodes import Episode
-from wm_gym.data.windows import Windows, measured
+from wm_gym.data.measurements import measured
+from wm_gym.data.windows import Windows
 from wm_gym.evaluation.fidelity import changed, replay_report, steps_to_judge
 from wm_gym.runs import Run
 from wm_gym.world_model import learning

@@ -1,0 +1,81 @@
+"""What is told of episodes beside their pictures: columns by name, and how a cube is turned."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from wm_gym.data.measurements import faces, measurements
+
+
+def turned(axis: tuple[float, float, float], degrees: float) -> np.ndarray:
+    """A quaternion x, y, z, w."""
+    half = np.radians(degrees) / 2
+    unit = np.array(axis) / np.linalg.norm(axis)
+    return np.array([*np.sin(half) * unit, np.cos(half)])
+
+
+def times(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Quaternion product: q first, then p."""
+    (px, py, pz, pw), (qx, qy, qz, qw) = p, q
+    return np.array(
+        [
+            pw * qx + px * qw + py * qz - pz * qy,
+            pw * qy - px * qz + py * qw + pz * qx,
+            pw * qz + px * qy - py * qx + pz * qw,
+            pw * qw - px * qx - py * qy - pz * qz,
+        ]
+    )
+
+
+def quarter_turns() -> list[np.ndarray]:
+    """The 24 turns of a cube onto itself, each at least once."""
+    axes = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+    turns = [turned(axis, 90 * k) for axis in axes for k in range(4)]
+    return [
+        times(times(a, b), c) for a, b, c in itertools.product(turns[:4], turns[4:8], turns[8:])
+    ]
+
+
+def test_a_cube_at_45_degrees_by_hand():
+    # Edges along (1, 1, 0), (-1, 1, 0) over sqrt 2 and (0, 0, 1): x^4 is 2 / 4, x^3 y is 1/4 - 1/4.
+    found = faces(turned((0, 0, 1), 45)[None])
+    assert found == pytest.approx(np.array([[0.5, 0.5, 1, 0, 0, 0, 0, 0, 0]]), abs=1e-6)
+    # By 22.5 degrees x^3 y is c^3 s - s^3 c = sin(90) / 4.
+    found = faces(turned((0, 0, 1), 22.5)[None])
+    assert found[0, 3:5] == pytest.approx([0.25, -0.25], abs=1e-6)
+
+
+def test_poses_that_look_the_same_are_told_the_same():
+    pose = turned((1, 2, 3), 31)
+    same = np.stack([times(pose, turn) for turn in quarter_turns()])
+    assert len(np.unique(np.abs(same).round(6), axis=0)) > 3
+    assert faces(same) == pytest.approx(np.repeat(faces(pose[None]), 64, axis=0), abs=1e-6)
+    assert faces(same).dtype == np.float32 and faces(same).shape == (64, 9)
+
+
+def test_poses_that_look_different_are_told_apart():
+    poses = [turned(axis, 40) for axis in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1), (1, 1, -1))]
+    told = faces(np.stack(poses))
+    apart = np.abs(told[:, None] - told[None]).max(-1) + np.eye(5)
+    assert apart.min() > 0.05
+
+
+def test_columns_stand_side_by_side_and_some_are_made_into_others():
+    pose = turned((0, 0, 1), 45).astype(np.float32)
+    low_dim = {
+        "hand": np.array([[1, 2], [3, 4]], np.float32),
+        "object": np.stack([np.concatenate([[7, 8, 9], pose])] * 2).astype(np.float32),
+    }
+    found = measurements(low_dim, ("object[:3]", "hand", "faces:object[3:7]"), 2, "It")
+    assert found[:, :5].tolist() == [[7, 8, 9, 1, 2], [7, 8, 9, 3, 4]]
+    assert found[1, 5:8] == pytest.approx([0.5, 0.5, 1]) and found.dtype == np.float32
+
+
+def test_what_is_not_recorded_is_named():
+    with pytest.raises(ValueError, match="It holds no object; it has \\['hand'\\]"):
+        measurements({"hand": np.zeros((2, 2), np.float32)}, ("faces:object[3:7]",), 2, "It")
+    with pytest.raises(ValueError, match="Unknown 'cubes' in 'cubes:hand'; expected faces"):
+        measurements({"hand": np.zeros((2, 2), np.float32)}, ("cubes:hand",), 2, "It")

@@ -1,0 +1,90 @@
+"""Measurements of an episode side by side: observations as recorded, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+
+from wm_gym.data.episodes import Episode
+
+
+def measured(episode: Episode, names: Sequence[str]) -> np.ndarray:
+    """`measurements` of an episode, float32 (t + 1, p)."""
+    whose = f"An episode of {episode.source!r}"
+    return measurements(episode.low_dim, names, len(episode) + 1, whose)
+
+
+def measurements(
+    low_dim: Mapping[str, np.ndarray], names: Sequence[str], rows: int, whose: str
+) -> np.ndarray:
+    """The observations `names` side by side, float32 (rows, p); ValueError says what is missing.
+
+    A name is a key of `low_dim`, or some numbers of one: "object[:3]" for its first three. In front
+    of such a name stands, where there is one, what of DERIVED is made of it: "faces:object[3:7]".
+    """
+    keyed = [_parts(name) for name in names]
+    missing = [key for _, key, _ in keyed if key not in low_dim]
+    if missing:
+        raise ValueError(
+            f"{whose} holds no {', '.join(missing)}; it has {sorted(low_dim) or 'pictures alone'}. "
+            "Record it with these observations, or name others in the world model's `body`."
+        )
+    columns = [DERIVED[made](low_dim[key][:, _columns(part)]) for made, key, part in keyed]
+    return np.concatenate([np.zeros((rows, 0), np.float32), *columns], axis=1)
+
+
+def faces(quaternions: np.ndarray) -> np.ndarray:
+    """How a cube is turned, of quaternions x, y, z, w (t, 4): float32 (t, 9).
+
+    The same numbers for the 24 poses in which a cube looks the same, and others for all others:
+    those moments of the directions a, b, c of its edges from which all of the fourth order follow,
+    such as a_x^3 a_y + b_x^3 b_y + c_x^3 c_y.
+    """
+    x, y, z, w = quaternions.astype(np.float64).T
+    edges = np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )  # (3 coordinates, 3 edges, t)
+    alone = [[4, 0, 0], [0, 4, 0], [0, 0, 4]]
+    powers = np.array([*alone, *_mixed(0, 1), *_mixed(0, 2), *_mixed(1, 2)])
+    moments = (edges[None] ** powers[:, :, None, None]).prod(1).sum(1)  # (9, t)
+    return moments.T.astype(np.float32)
+
+
+DERIVED: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyType(
+    {"": lambda columns: columns, "faces": faces}
+)
+"""What may be made of some recorded numbers (t, q), (t, p)."""
+
+
+def _parts(name: str) -> tuple[str, str, str]:
+    """What is made of it, key, and slice of a name: "faces", "object" and "3:7]"."""
+    key, _, part = name.partition("[")
+    made, _, key = key.rpartition(":")
+    if made not in DERIVED:
+        raise ValueError(
+            f"Unknown {made!r} in {name!r}; expected {', '.join(filter(None, DERIVED))} or "
+            "nothing before the key."
+        )
+    return made, key, part
+
+
+def _mixed(i: int, j: int) -> list[list[int]]:
+    """Exponents of i^3 j and of i j^3."""
+    eye = np.eye(3, dtype=int)
+    return [(3 * eye[i] + eye[j]).tolist(), (eye[i] + 3 * eye[j]).tolist()]
+
+
+def _columns(part: str) -> slice:
+    edges = part.rstrip("]").split(":") if part else ("", "")
+    if len(edges) != 2 or not all(edge.isdigit() for edge in edges if edge):
+        raise ValueError(
+            f'Name a measurement by its key, or by its key and a slice such as "object[:3]"; got '
+            f"[{part} after the key."
+        )
+    return slice(*(int(edge) if edge else None for edge in edges))
