@@ -275,8 +275,11 @@ def name_failures(pairs: Sequence[Pair], frames: np.ndarray, tracks: np.ndarray)
     named = []
     for i, pair in enumerate(pairs):
         if kind(pair) == "hallucinated":
-            real, imagined = (Track(*at.swapaxes(0, 1)) for at in tracks[:2, i])
-            wrong = failure(real, imagined, red(frames[i]), pair.imagined_step)
+            truth, imagined, real = tracks[:, i]
+            seen = Track(imagined[:, 0], imagined[:, 1])
+            # Hands are compared as both are read; whether the object was lifted is known.
+            known = Track(real[:, 0], truth[:, 1])
+            wrong = failure(known, seen, red(frames[i]), pair.imagined_step)
             pair = pair._replace(failure=wrong)
         named.append(pair)
     return named

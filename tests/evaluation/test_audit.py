@@ -99,22 +99,22 @@ def test_failures_are_counted_in_the_order_of_their_rules():
 
 
 def tracks(gripper: list[float], thing: list[float], pairs: int = 4) -> np.ndarray:
-    """Imagined things are so many millimetres aside at each step; the probe is 1 mm off."""
+    """Imagined things are so many millimetres aside at each step; the probe is 1 mm off in both."""
     found = np.zeros((3, pairs, 1 + len(gripper), 2, 3))
     found[1, :, 1:, 0, 0] = np.array(gripper) / 1000
     found[1, :, 1:, 1, 2] = np.array(thing) / 1000
-    found[2, ..., 1] = 0.001
+    found[1:, ..., 1] += 0.001
     return found
 
 
 def test_drift_is_the_median_distance_by_step():
     given = tracks([3, 4], [0, 9], pairs=3)
-    given[1, 0, 1:, 0, 1] = 0.004  # one of the three: 5 mm and 5.66
+    given[1, 0, 1:, 0, 1] += 0.004  # one of the three: 5 mm and 5.66
     assert drift(given) == {
         "gripper": {"imagined": [3.0, 4.0], "real": [1.0, 1.0]},
         "object": {"imagined": [0.0, 9.0], "real": [1.0, 1.0]},
     }
-    given[1, 1, 1:, 0, 1] = 0.004
+    given[1, 1, 1:, 0, 1] += 0.004
     assert drift(given)["gripper"]["imagined"] == [5.0, 5.66]
 
 

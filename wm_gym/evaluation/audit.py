@@ -127,12 +127,15 @@ def until(pair: Pair, step: int) -> Pair:
 
 
 def drift(tracks: np.ndarray) -> dict[str, dict[str, list[float]]]:
-    """How far from the truth imagined pictures are: medians in mm by thing, by step from 1.
+    """How far imagined pictures are from real ones: medians in mm by thing, by step from 1.
 
-    Of each thing the `imagined`, and the `real`: the error of the probe itself, on real pictures.
+    Of each thing `imagined`: between where the probe reads it in the imagined and in the real
+    picture, so that an error which it makes in both does not count; and `real`: between where it
+    reads it in the real picture and where it was, the probe's own error.
     """
-    away = 1000 * np.linalg.norm(tracks[1:, :, 1:] - tracks[0, :, 1:], axis=-1)  # (2, n, t, 2)
-    median = np.median(away, axis=1).round(2)
+    truth, imagined, real = tracks[:, :, 1:]
+    away = np.stack([imagined - real, real - truth])  # (2, n, t, 2, 3)
+    median = (1000 * np.median(np.linalg.norm(away, axis=-1), axis=1)).round(2).astype(float)
     return {
         thing: {world: median[i, :, j].tolist() for i, world in enumerate(WORLDS)}
         for j, thing in enumerate(KEYS)
