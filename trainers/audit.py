@@ -28,7 +28,14 @@ from wm_gym.checks import check_count
 from wm_gym.evaluation.audit import Pair, examples, kind, report, table, video_name, write_pairs
 from wm_gym.evaluation.page import write_page
 from wm_gym.evaluation.paired import provenance, write_result
-from wm_gym.evaluation.probe import PositionProbe, ProbeConfig, positions, read, train_probe
+from wm_gym.evaluation.probe import (
+    PositionProbe,
+    ProbeConfig,
+    positions,
+    read,
+    steady,
+    train_probe,
+)
 from wm_gym.evaluation.taxonomy import Track, failure, red
 from wm_gym.evaluation.video import side_by_side, write_video
 from wm_gym.files import replacing
@@ -275,7 +282,7 @@ def name_failures(pairs: Sequence[Pair], frames: np.ndarray, tracks: np.ndarray)
     named = []
     for i, pair in enumerate(pairs):
         if kind(pair) == "hallucinated":
-            truth, imagined, real = tracks[:, i]
+            truth, imagined, real = tracks[0, i], *map(steady, tracks[1:, i])
             seen = Track(imagined[:, 0], imagined[:, 1])
             # Hands are compared as both are read; whether the object was lifted is known.
             known = Track(real[:, 0], truth[:, 1])

@@ -12,6 +12,7 @@ from wm_gym.evaluation.probe import (
     ProbeConfig,
     distances,
     positions,
+    steady,
     train_probe,
 )
 
@@ -52,6 +53,17 @@ def test_positions_are_the_hand_and_the_first_three_numbers_of_the_object():
     assert found.shape == (5, 2, 3) and found.dtype == np.float32
     assert np.array_equal(found[:, 0], e.low_dim["robot0_eef_pos"])
     assert np.array_equal(found[:, 1], e.low_dim["object"][:, :3])
+
+
+def test_a_jump_of_two_pictures_is_left_out_and_a_step_stays():
+    given = np.zeros((9, 2, 3))
+    given[3:5, 0, 1] = 9.0
+    given[5:, 1, 2] = 7.0
+    given[0, 1, 0] = 5.0
+    found = steady(given)
+    assert not found[:, 0].any() and found[:, 1, 2].tolist() == [0.0] * 5 + [7.0] * 4
+    # The first is repeated beyond the end: three of the five around it are itself.
+    assert found[:, 1, 0].tolist() == [5.0] + [0.0] * 8
 
 
 def test_positions_that_were_not_recorded_are_none():

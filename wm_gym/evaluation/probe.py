@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor, nn
 from tqdm import trange
 
@@ -121,6 +122,15 @@ def train_probe(
 def read(probe: PositionProbe, pictures: np.ndarray) -> np.ndarray:
     """Read metres float32 (t, 2, 3) of gripper and object from pictures, uint8 (t, H, W, 3)."""
     return probe(torch.from_numpy(pictures).to(probe.middle.device)).cpu().numpy()
+
+
+def steady(positions: np.ndarray, around: int = 2) -> np.ndarray:
+    """Medians of each step and `around` steps on both sides of it, of positions (t, 2, 3).
+
+    What a probe reads jumps by millimetres from picture to picture; things do not.
+    """
+    edges = np.pad(positions, ((around, around), (0, 0), (0, 0)), mode="edge")
+    return np.median(sliding_window_view(edges, 2 * around + 1, axis=0), axis=-1)
 
 
 @torch.inference_mode()
