@@ -52,9 +52,9 @@ class GRPOConfig:
     """Of the policy's distribution, in play and in the update (paper: 1.6)."""
     learning_rate: float = 5e-5
     """After the warmup, constant (paper: 5e-6, for 7B weights)."""
-    warmup: int = 5
-    """Iterations over which the learning rate rises to that: Adam's first steps are of full size
-    whatever the gradient, and would leave the base policy behind."""
+    warmup: int = 1
+    """Iterations over which the learning rate rises to that; 1 is none. Adam's first steps are of
+    full size whatever the gradient: a rate over 1e-4 leaves the base policy behind without one."""
     weight_decay: float = 0.01
     minibatch: int = 32
     """Trajectories an optimiser step (paper: 128)."""

@@ -171,6 +171,19 @@ def test_what_was_logged_before_the_first_checkpoint_is_logged_once(
     assert [line["step"] for line in run.metrics()] == [2, 4, 5]
 
 
+def test_motion_that_was_learnt_is_not_learnt_again(small, squares, tmp_path, monkeypatch):
+    whole = small(0)
+    expected = train_world_model(whole, squares, SHORT, Run(tmp_path / "whole"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "learn", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        train_world_model(small(0), squares, SHORT, Run(tmp_path / "broken"))
+    monkeypatch.setattr(training, "fit_motion", lambda *_: pytest.fail("learnt again"))
+    resumed = small(1)
+    run = Run(tmp_path / "broken", resume=True)
+    assert train_world_model(resumed, squares, SHORT, run) == expected
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+
+
 def test_a_finished_training_is_not_repeated(small, squares, tmp_path, monkeypatch):
     first, again = small(0), small(1)
     expected = train_world_model(first, squares, SHORT, Run(tmp_path))

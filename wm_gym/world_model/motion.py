@@ -27,7 +27,7 @@ FAR = 1.5  # times NEAR: objects that are further away are all the same
 class MotionTrainingConfig:
     """How the motion of measurements is learnt."""
 
-    steps: int = 3500
+    steps: int = 10_000
     unroll: int = 12
     """Control steps of a clip that are played by the network alone."""
     batch_size: int = 85

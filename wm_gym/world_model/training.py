@@ -90,10 +90,13 @@ def train_world_model(
     )
     learner = Learner(model, config)
     first = learner.restore(run)
-    if not first:
+    if not first and run.load("moving") is None:
         if not fine_tune:
             measure(model, fit)
         learn_motion(model, fit, config)
+        run.save(learner.state(0), "moving")
+    elif not first:
+        learner.load(run, "moving")
 
     @cache
     def lasting(length: int) -> Windows:
