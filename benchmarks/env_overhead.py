@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from gymnasium.utils.performance import benchmark_vector_step
 import wm_gym  # noqa: F401  registers the ids
 from trainers.cli import set_threads
 from wm_gym.evaluation.paired import provenance, write_result
-from wm_gym.imagined import ImaginedVectorEnv
+from wm_gym.imagined import ImaginedVectorEnv, exact_tiles, one_thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,11 @@ class OverheadConfig:
     chunk: int = 8
     frozen_envs: int = 64
     """Rows of the environment in which three quarters finish."""
-    seconds: float = 2.0
+    seconds: float = 1.0
     """Of one measurement of the environment."""
-    repeats: int = 5
-    """Measurements, environment and models in turn; the median of each counts."""
+    repeats: int = 10
+    """Measurements, environment and models in turn; the fastest of each counts, as it is disturbed
+    least by what else the machine does."""
     path: Path | None = None
     """Where to write the numbers as JSON."""
 
@@ -57,8 +58,8 @@ def overhead(config: OverheadConfig, num_envs: int, deterministic: bool) -> dict
     """Time a step of the environment and the bare models for as many rows; seconds a call.
 
     The environment's time is all of `benchmark_vector_step`, so it includes the sampling of
-    actions; no episode ends, so it includes no reset. `deterministic` calls the models row by row,
-    and is compared with the same one call for all rows.
+    actions; no episode ends, so it includes no reset. `deterministic` calls the models on one
+    thread for a few rows at a time, and so do the bare calls that it is compared with.
     """
     with (
         closing(make(config, num_envs, horizon=2**40, deterministic=deterministic)) as env,
@@ -70,7 +71,7 @@ def overhead(config: OverheadConfig, num_envs: int, deterministic: bool) -> dict
             rate = benchmark_vector_step(env, config.seconds, seed)  # rows a second
             env_seconds.append(num_envs / rate)
             model_seconds.append(seconds_of(bare, config.seconds))
-    model, whole = float(np.median(model_seconds)), float(np.median(env_seconds))
+    model, whole = min(model_seconds), min(env_seconds)
     return {
         "num_envs": num_envs,
         "chunk": config.chunk,
@@ -81,7 +82,7 @@ def overhead(config: OverheadConfig, num_envs: int, deterministic: bool) -> dict
 
 
 def bare_call(env: ImaginedVectorEnv) -> Callable[[], None]:
-    """Return what no step can do without: imagine K frames, judge each, decode the last.
+    """Return what no step can do without: imagine K frames, judge them, decode the last.
 
     Everything that the models are given lies ready on their device.
     """
@@ -93,11 +94,17 @@ def bare_call(env: ImaginedVectorEnv) -> Callable[[], None]:
     noise = torch.randn(n, *model.noise_shape(k), device=device)
     memory = model.begin(frames)
     past = success.embed(model.encode(frames)).expand(-1, success.config.window - 1, -1)
+    tiles = map(torch.as_tensor, exact_tiles(n) if env.deterministic else [np.arange(n)])
+    given = [(memory.take(i), actions[i], noise[i], past[i]) for i in tiles]
+    threads = one_thread if env.deterministic else nullcontext
 
     def call() -> None:
-        latents = model.imagine(memory, actions, noise)[1]
-        success.probability(torch.cat([past, success.embed(latents)], 1)).cpu()
-        model.decode(latents[:, -1:]).cpu()
+        with threads():
+            for memory, actions, noise, past in given:
+                latents = model.imagine(memory, actions, noise)[1]
+                model.uncertainty(memory, actions, latents).cpu()
+                success.probability(torch.cat([past, success.embed(latents)], 1)).cpu()
+                model.decode(latents[:, -1:]).cpu()
 
     return call
 
@@ -121,13 +128,13 @@ def frozen(config: OverheadConfig) -> dict[str, float]:
         env.reset(seed=0)
         actions = np.zeros(env.action_space.shape, np.float32)
         env.step(actions)
-        for _ in range(4 * config.repeats):
+        for _ in range(2 * config.repeats):
             for name, mask in masks.items():
                 env.reset(options={"reset_mask": mask})
                 began = time.perf_counter()
                 env.step(actions)
                 seconds[name].append(time.perf_counter() - began)
-    full, quarter = (float(np.median(seconds[name])) for name in masks)
+    full, quarter = (min(seconds[name]) for name in masks)
     return {"full_seconds": full, "quarter_seconds": quarter, "ratio": quarter / full}
 
 
@@ -135,10 +142,12 @@ def main(config: OverheadConfig) -> None:
     """Measure, print, and write where asked."""
     set_threads()
     found: dict[str, Any] = {"rows": [], "deterministic_rows": []}
-    for name, deterministic in (("rows", False), ("deterministic_rows", True)):
-        for n in config.num_envs:
-            found[name].append(overhead(config, n, deterministic))
-            print(name, found[name][-1], flush=True)
+    for n in config.num_envs:
+        row, exact = (overhead(config, n, deterministic) for deterministic in (False, True))
+        exact["times_batched"] = exact["env_seconds"] / row["env_seconds"]
+        for name, measured in (("rows", row), ("deterministic_rows", exact)):
+            found[name].append(measured)
+            print(name, measured, flush=True)
     found["frozen"] = frozen(config)
     print("frozen", found["frozen"])
     if config.path:

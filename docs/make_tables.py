@@ -72,12 +72,58 @@ def parts(content: Mapping[str, Any]) -> str:
     return f"{_columns(rows, head)}\n\nA step of 16 rows, by the episode's clock: {clocks}."
 
 
+def overhead(content: Mapping[str, Any]) -> str:
+    """env_overhead.json: what a step adds to its models, and what finished rows cost."""
+    modes = ("rows", "as usual"), ("deterministic_rows", "exact")
+    lines = [
+        (
+            str(row["num_envs"]),
+            mode,
+            f"{1000 * row['model_seconds']:.0f}",
+            f"{1000 * row['env_seconds']:.0f}",
+            f"{100 * row['overhead']:+.1f} %",
+            f"{row.get('times_batched', 1):.1f}",
+        )
+        for name, mode in modes
+        for row in content[name]
+    ]
+    head = ("rows", "mode", "models, ms", "environment, ms", "added", "times as usual")
+    frozen = content["frozen"]
+    told = (
+        f"With three quarters of the rows finished, a step takes {100 * frozen['ratio']:.0f} % of "
+        f"its full time ({1000 * frozen['quarter_seconds']:.0f} of "
+        f"{1000 * frozen['full_seconds']:.0f} ms)."
+    )
+    return f"{_table(head, lines)}\n\n{told} {_made(content)} {_machine(content)}"
+
+
+def ablations(content: Mapping[str, Any]) -> str:
+    """ablations.json: every variant, what it costs and how well it replays held-out episodes."""
+    steps = list(content["rows"][0]["psnr"])
+    head = ("variant", "calls", "training steps", "GFLOP a frame", *(f"dB at {t}" for t in steps))
+    lines = [
+        (
+            row["variant"],
+            str(row.get("sampling_steps", "")),
+            str(row["steps"]),
+            f"{row['flop'] / 1e9:.2f}",
+            *(f"{value:.1f}" for value in row["psnr"].values()),
+            f"{row['psnr_lost_other_actions']['16']:.1f}",
+        )
+        for row in content["rows"]
+    ]
+    told = _table((*head, "dB lost at 16"), lines)
+    return f"{told}\n\n{_made(content)} {_machine(content)}"
+
+
 # Section between <!-- NAME:begin --> and <!-- NAME:end -->: the file it shows, and how.
 SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "results": ("lift_wmpo.json", results),
     "stages": ("lift_wmpo.json", stages),
     "speed": ("speed.json", speed),
     "parts": ("speed.json", parts),
+    "ablations": ("ablations.json", ablations),
+    "overhead": ("env_overhead.json", overhead),
 }
 
 

@@ -62,12 +62,13 @@ class ScriptedEnv(WorldVectorEnv):
             played = np.minimum(steps, np.where(success.any(1), success.argmax(1) + 1, self.chunk))
         success &= np.arange(self.chunk) < played[:, None]
         probability = success.astype(np.float32)
+        unsure = np.zeros_like(probability)
         image = self.picture(rows, self.elapsed[rows] + played)
         if not self.return_frames:
-            return Played(image, success, probability, played)
+            return Played(image, success, probability, played, unsure)
         clock = np.minimum(clock, (self.elapsed[rows] + played)[:, None])
         frames = np.stack([self.picture(rows, column) for column in clock.T], 1)
-        return Played(image, success, probability, played, frames)
+        return Played(image, success, probability, played, unsure, frames)
 
 
 class FakeMemory(NamedTuple):
@@ -143,6 +144,10 @@ class FakeWorldModel(nn.Module):
         latents = torch.stack(frames, 1)
         recent = torch.cat([memory.recent, latents], 1)[:, -4:]
         return FakeMemory(memory.anchor, recent), latents
+
+    def uncertainty(self, memory: FakeMemory, actions: Tensor, latents: Tensor) -> Tensor:
+        """Return what the second action values (n, k) are, and 0 where they are negative."""
+        return actions[..., 1].clamp(min=0)
 
 
 class FakeSuccess(nn.Module):

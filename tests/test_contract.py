@@ -430,6 +430,7 @@ def test_dtypes_and_shapes_of_a_numpy_step():
         "truncated": ("bool", (2,)),
         "success": ("bool", (2,)),
         "success_probability": ("float32", (2,)),
+        "uncertainty": ("float32", (2,)),
         "elapsed_steps": ("int64", (2,)),
         "start": ("int64", (2,)),
         "active": ("bool", (2,)),

@@ -15,7 +15,7 @@ from wm_gym.imagined import ImaginedVectorEnv, _load_success_classifier, cut
 from wm_gym.noise import row_noise
 from wm_gym.success.classifier import SuccessClassifier, SuccessConfig
 from wm_gym.world_model.model import WorldModel
-from wm_gym.world_model.presets import WorldModelConfig
+from wm_gym.world_model.presets import PRESETS, WorldModelConfig
 
 BRIGHT_AT_7 = FakeSuccess(threshold=0.7)  # start 0: 100 / 255 + 7 x 0.05 = 0.742
 
@@ -187,11 +187,92 @@ def test_deterministic_memories_are_the_same_bits_in_any_batch():
     assert torch.equal(few._features, many._features[rows])
 
 
-def test_deterministic_rows_are_imagined_alone():
-    # The fakes' arithmetic is too small to round differently by batch; a real network's is not.
-    env = noisy(3, deterministic=True, success=FakeSuccess(threshold=2.0))
-    rollout(env, [0, 1, 2], 2)
-    assert env.world_model.rows_imagined == [1] * 6
+@pytest.fixture(scope="module")
+def networks() -> dict:
+    """Make networks, large enough for batches to round differently; their weights are random."""
+    torch.manual_seed(0)
+    model = WorldModel(PRESETS["nano-object"])
+    vector = model.config.vector + model.config.body_size
+    success = SuccessClassifier(SuccessConfig(vector=vector, threshold=2.0))
+    for parameter in [*model.parameters(), *success.parameters()]:
+        parameter.data.add_(0.05 * torch.randn_like(parameter))  # nothing starts at zero
+    return {"world_model": model, "success": success}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_real_networks_are_the_same_bits_in_any_batch_and_on_any_threads(networks, dtype, threads):
+    def play(seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        options = {"starts": fake_pool(image_size=64), "dtype": dtype, "chunk": 2, **networks}
+        env = imagined(len(seeds), deterministic=True, **options)
+        return rollout(env, seeds, 2).swapaxes(0, 1), env._features.numpy()
+
+    used = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        everyone = play(list(range(16)))
+        assert torch.get_num_threads() == threads
+        torch.set_num_threads(1)
+        for few in ([4, 9, 2], [11]):
+            for came, wanted in zip(play(few), everyone, strict=True):
+                assert np.array_equal(came, wanted[few])
+    finally:
+        torch.set_num_threads(used)
+
+
+@pytest.mark.parametrize(("rows", "calls"), [(1, 1), (4, 1), (5, 2)])
+def test_deterministic_calls_are_all_of_one_size(rows, calls):
+    env = noisy(rows, deterministic=True, success=FakeSuccess(threshold=2.0))
+    rollout(env, list(range(rows)), 1)
+    assert env.world_model.rows_imagined == [4] * calls
+
+
+def doubt(env: ImaginedVectorEnv, *values: float) -> tuple:
+    """Step with second action values, which are the fake world's uncertainty, one row a value."""
+    actions = np.zeros(env.action_space.shape, np.float32)
+    actions[..., 1] = np.reshape(values, (env.num_envs, -1))
+    return env.step(actions)
+
+
+def test_uncertainty_adds_up_over_an_episode():
+    env = imagined(2, chunk=2, horizon=4, autoreset_mode="SameStep")
+    assert env.reset(seed=0)[1]["uncertainty"].tolist() == [0, 0]
+    assert doubt(env, 0.25, 0.5, 0.5, 0)[-1]["uncertainty"].tolist() == [0.75, 0.5]
+    state = env.get_state()
+    info = doubt(env, 0.5, 0.5, 0.5, 1)[-1]
+    assert info["final_info"]["uncertainty"].tolist() == [1.75, 2]
+    assert info["uncertainty"].tolist() == [0, 0]
+    assert env.set_state(state)[1]["uncertainty"].tolist() == [0.75, 0.5]
+
+
+def test_a_step_too_uncertain_is_the_last_and_no_success():
+    env = imagined(3, success=BRIGHT_AT_7, chunk=2, max_uncertainty=0.5, return_frames=True)
+    start_at(env, 0, 0, 0)
+    actions = np.zeros((3, 2, 7), np.float32)
+    actions[:, :, 1] = [[0.5, 0], [0.5, 0.25], [0.75, 0]]
+    _, _, terminated, truncated, info = env.step(actions)
+    assert info["uncertainty"].tolist() == [0.5, 0.75, 0.75]
+    assert info["played"].tolist() == [2, 2, 1]
+    assert truncated.tolist() == [False, True, True] and not terminated.any()
+
+
+def test_success_counts_up_to_the_limit_of_uncertainty_and_not_beyond_it():
+    bright = FakeSuccess(threshold=0.4)  # start 0 is 100 / 255 = 0.392, and one push adds 0.05
+    env = imagined(3, success=bright, chunk=2, max_uncertainty=0.5)
+    start_at(env, 0, 0, 0)
+    actions = np.zeros((3, 2, 7), np.float32)
+    actions[:, :, 0] = [[1, 0], [1, 0], [0, 1]]
+    actions[:, :, 1] = [[0.5, 0.5], [0.75, 0], [0, 0]]
+    _, reward, terminated, truncated, info = env.step(actions)
+    assert info["played"].tolist() == [1, 1, 2] and info["uncertainty"].tolist() == [0.5, 0.75, 0]
+    assert reward.tolist() == [1, 0, 1] and info["success"].tolist() == [True, False, True]
+    assert terminated.tolist() == [True, False, True] and truncated.tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("limit", [0, -1.0, float("nan"), "1", True])
+def test_limits_of_uncertainty_that_are_none_are_refused(limit):
+    with pytest.raises(ValueError, match="max_uncertainty must be a number above 0, or None"):
+        imagined(max_uncertainty=limit)
 
 
 def test_without_it_rows_agree_to_rounding():

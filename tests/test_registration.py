@@ -74,7 +74,12 @@ SHARED = {
     "render_mode": "rgb_array",
 }
 OWN = {
-    "imagined": {"device": "cpu", "dtype": "bfloat16", "deterministic": True},
+    "imagined": {
+        "device": "cpu",
+        "dtype": "bfloat16",
+        "deterministic": True,
+        "max_uncertainty": 2.5,
+    },
     "real": {"workers": 2, "full_meshes": True, "timeout": 7.5},
 }
 

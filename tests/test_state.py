@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 
 import numpy as np
@@ -104,6 +105,7 @@ def test_a_state_says_what_it_holds(make):
         "horizon": 3,
         "chunk": 1,
         "ignore_terminations": False,
+        "max_uncertainty": math.inf,
     }
 
 

@@ -123,20 +123,32 @@ def play_all(
                     **play_both(config, policy, noise, models, pool),
                 },
             )
-            real, imagined = done["real"], done["imagined"]
             row = {
                 "policy": name,
                 "noise": noise,
-                "imagined": rate(imagined)._asdict(),
-                "real": rate(real)._asdict(),
-                "bias": paired_difference(real, imagined)._asdict(),
-                "imagined_success": imagined,
-                "real_success": real,
+                **compared(done["real"], done["imagined"]),
                 "played": {key: done[key] for key in ("commit", "date", "seconds")},
             }
             both = f"imagined {Rate(**row['imagined'])}, real {Rate(**row['real'])}"
             print(f"{name}, noise {noise:g}: {both}", flush=True)
             yield row
+
+
+def compared(real: list[bool], imagined: list[bool]) -> dict[str, Any]:
+    """Both success rates of a policy, the optimism (imagined - real, paired), every outcome."""
+    return {
+        "imagined": rate(imagined)._asdict(),
+        "real": rate(real)._asdict(),
+        "bias": paired_difference(real, imagined)._asdict(),
+        "imagined_success": imagined,
+        "real_success": real,
+    }
+
+
+def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What is `compared` as text: imagined and real success, and the optimism."""
+    rates = (str(Rate(**row[world])) for world in ("imagined", "real"))
+    return (*rates, str(Difference(**row["bias"])))
 
 
 def play_both(
@@ -201,8 +213,7 @@ def table(content: Mapping[str, Any]) -> str:
     """A report as plain text: every policy, then how both worlds agree."""
     lines = [("", "noise", "imagined", "real", "imagined - real")]
     for row in content["policies"]:
-        rates = (str(Rate(**row[world])) for world in ("imagined", "real"))
-        lines.append((row["policy"], f"{row['noise']:g}", *rates, str(Difference(**row["bias"]))))
+        lines.append((row["policy"], f"{row['noise']:g}", *cells(row)))
     found = content["agreement"]
     r, rho, floor = (_text(found[key]) for key in ("pearson", "spearman", "permutation_floor"))
     fisher, starts, without = (

@@ -95,26 +95,27 @@ def audit(config: AuditConfig) -> None:
     check_count("episodes", config.episodes)
     config = resolve(config)
     pool = first_starts(config)
-    model, classifier, players, weights = load_models(config)
-    run = Run(config.out, {**asdict(config), "weights": weights}, resume=True)
+    models = load_models(config)
+    run = Run(config.out, {**asdict(config), "weights": models.weights}, resume=True)
     pairs: list[Pair] = []
     played, tracks = {}, {}
-    for number, (name, policy) in enumerate(players.items()):
+    for number, name in enumerate(models.policies):
+        tracked = run.folder / TRACKS.format(number)
         done = run.once(
             f"pairs_{number}",
-            lambda number=number, name=name, policy=policy: {
+            lambda name=name, tracked=tracked: {
                 **provenance([config.seed]),
-                "pairs": replay_pairs(config, number, name, model, classifier, policy, pool),
+                "pairs": replay_pairs(config, name, models, pool, tracked),
             },
         )
         pairs += [Pair(*row) for row in done["pairs"]]
         played[name] = {key: done[key] for key in ("commit", "date", "seconds")}
-        if (path := run.folder / TRACKS.format(number)).exists():
-            tracks[name] = np.load(path)
+        if tracked.exists():
+            tracks[name] = np.load(tracked)
     content = {
         **provenance([config.seed]),
         **{key: getattr(config, key) for key in ("task", "split", "world_model", "success")},
-        "weights": weights,
+        "weights": models.weights,
         "played": played,
         **report(pairs, tracks),
     }
@@ -196,28 +197,23 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def replay_pairs(
-    config: AuditConfig,
-    number: int,
-    name: str,
-    model: WorldModel,
-    classifier: SuccessClassifier,
-    policy: TokenVLA,
-    pool: StartPool,
+    config: AuditConfig, name: str, models: Models, pool: StartPool, tracked: Path
 ) -> list[Pair]:
     """Let a policy play greedily in the imagined world, and the simulator repeat its actions.
 
-    Films `examples` of them into the folder `videos` of the audit, and writes beside it where
-    gripper and object were, if the simulator measures that: the policy's TRACKS, as from `locate`.
+    Films `examples` of them into the folder `videos` of the audit, and writes to the file `tracked`
+    where gripper and object were, as from `locate`, if the simulator measures that.
     """
+    policy = models.policies[name]
     n, horizon = min(ROWS, config.episodes), get_task(config.task).horizon
     firsts = range(0, config.episodes, n)
     options = {"starts": pool, "chunk": policy.chunk, "horizon": horizon}
     options |= {"return_frames": True, "ignore_terminations": True}
-    worlds = {"world_model": model, "success": classifier, "dtype": DTYPE}
+    world = {"world_model": models.world_model, "success": models.success, "dtype": DTYPE}
     decisions = 2 * len(firsts) * -(-horizon // policy.chunk)
     pairs, tracks, probe = [], [], None
     with (
-        closing(make_env(config.task, "imagined", n, **worlds, **options)) as imagined_env,
+        closing(make_env(config.task, "imagined", n, **world, **options)) as imagined_env,
         closing(make_env(config.task, "real", n, workers=config.workers, **options)) as real_env,
         tqdm(total=decisions, desc=name, unit="decision") as bar,
     ):
@@ -231,7 +227,7 @@ def replay_pairs(
             starts = np.arange(first, min(first + n, config.episodes))
             imagined = play(imagined_env, starts, config.seed, decide, bar)
             real = play(real_env, starts, config.seed, lambda d, _, a=imagined.actions: a[d], bar)
-            judged = judge(model, classifier, real.frames)
+            judged = judge(models.world_model, models.success, real.frames)
             wave = [
                 Pair(
                     name,
@@ -255,7 +251,7 @@ def replay_pairs(
                 shown = film(pair, real.frames[i], imagined.frames[i])
                 write_video(config.out / "videos" / video_name(pair), shown)
     if tracks:
-        with replacing(config.out / TRACKS.format(number)) as aside, aside.open("wb") as file:
+        with replacing(tracked) as aside, aside.open("wb") as file:
             np.save(file, np.concatenate(tracks, axis=1))
     return pairs
 

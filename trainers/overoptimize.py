@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from policies.token import TokenVLA
-from trainers.agree import AgreeConfig, play_both
+from trainers.agree import AgreeConfig, cells, compared, play_both
 from trainers.audit import Models, fingerprint, first_starts
 from trainers.grpo import GRPOConfig
 from trainers.wmpo import WMPOConfig, device, practise
 from wm_gym.checks import check_count
 from wm_gym.evaluation.figures import plot_optimisation
 from wm_gym.evaluation.paired import aligned, provenance, write_result
-from wm_gym.evaluation.statistics import Difference, Rate, paired_difference, rate
 from wm_gym.runs import Run
 from wm_gym.success.classifier import SuccessClassifier
 from wm_gym.world_model.loading import load_world_model
@@ -41,6 +40,8 @@ class OveroptimizeConfig:
     """Practise under a classifier that needs this probability; its own by default."""
     hold: int | None = None
     """Practise under one that needs a success to last so many steps; its own by default."""
+    max_uncertainty: float | None = None
+    """Practise in a world that truncates episodes of which it is less certain; never by default."""
     episodes: int = 128
     """Episodes of each policy in each world, from the first validation starts."""
     seed: int = 0
@@ -71,9 +72,10 @@ def overoptimize(config: OveroptimizeConfig) -> None:
         config.grpo, iterations=config.iterations, eval_every=config.every, seed=config.seed
     )
     payer = strict(classifier, config.threshold, config.hold)
+    world = {"success": payer, "max_uncertainty": config.max_uncertainty}
     base = Run(config.run, given, resume=True)
     stage = run.stage("grpo", settings)
-    practised = run.once("grpo", lambda: practise(wmpo, base, settings, stage, payer)[1])
+    practised = run.once("grpo", lambda: practise(wmpo, base, settings, stage, **world)[1])
     agree = AgreeConfig(
         task=wmpo.task,
         starts=config.run,
@@ -92,14 +94,17 @@ def overoptimize(config: OveroptimizeConfig) -> None:
             f"played_{iteration:05d}",
             lambda policy=policy: play_both(agree, policy, 0.0, models, pool),
         )
-        rows.append(row(iteration, played))
-        print(" ".join(cells(rows[-1])), flush=True)
+        rows.append({"iteration": iteration, **compared(played["real"], played["imagined"])})
+        print(iteration, *cells(rows[-1]), flush=True)
     content = {
         **provenance([config.seed]),
         "task": wmpo.task,
         "run": str(config.run),
         "weights": weights,
-        "paid": {name: getattr(payer.config, name) for name in ("threshold", "hold_k", "hold_n")},
+        "paid": {
+            **{name: getattr(payer.config, name) for name in ("threshold", "hold_k", "hold_n")},
+            "max_uncertainty": config.max_uncertainty,
+        },
         "grpo": {**asdict(settings), "seconds": practised["seconds"]},
         "rows": rows,
         "parts_at": parts_at(rows),
@@ -121,19 +126,6 @@ def strict(
     return other
 
 
-def row(iteration: int, played: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
-    """Both success rates after an iteration, and the optimism: imagined less real, paired."""
-    imagined, real = played["imagined"], played["real"]
-    return {
-        "iteration": iteration,
-        "imagined": rate(imagined)._asdict(),
-        "real": rate(real)._asdict(),
-        "bias": paired_difference(real, imagined)._asdict(),
-        "imagined_success": imagined,
-        "real_success": real,
-    }
-
-
 def parts_at(rows: Sequence[Mapping[str, Any]]) -> int | None:
     """The first iteration after which the worlds differ by more than they did at the start.
 
@@ -144,16 +136,10 @@ def parts_at(rows: Sequence[Mapping[str, Any]]) -> int | None:
     return next((r["iteration"] for r in rows if r["bias"]["low"] > begun), None)
 
 
-def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """A row of the report as text."""
-    rates = (str(Rate(**row[world])) for world in ("imagined", "real"))
-    return (str(row["iteration"]), *rates, str(Difference(**row["bias"])))
-
-
 def table(content: Mapping[str, Any]) -> str:
     """A report as plain text."""
     titles = ("iteration", "imagined", "real", "imagined - real")
-    lines = aligned([titles, *map(cells, content["rows"])])
+    lines = aligned([titles, *((str(row["iteration"]), *cells(row)) for row in content["rows"])])
     found = content["parts_at"]
     told = "They do not part." if found is None else f"They part by iteration {found}."
     return "\n".join([*lines, told])

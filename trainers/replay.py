@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from wm_gym.data.collection import measured
+from wm_gym.data.collection import joined
 from wm_gym.data.episodes import Episode
 from wm_gym.success.calibration import first_success
 from wm_gym.success.classifier import SuccessClassifier
@@ -62,7 +62,7 @@ def play(
         np.concatenate(frames, axis=1)[:n, : t + 1],
         np.concatenate(success, axis=1)[:n, :t],
         np.max(probability, axis=0)[:n],
-        [measured([note[row] for note in notes])[1] for row in range(n)] if all(notes) else [],
+        [joined([note[row] for note in notes])[1] for row in range(n)] if all(notes) else [],
     )
 
 

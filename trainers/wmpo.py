@@ -29,7 +29,7 @@ from wm_gym.real.expert import DEMONSTRATION, PLAY
 from wm_gym.real.pool import SimulationPool
 from wm_gym.runs import Run
 from wm_gym.starts import load_starts, save_starts
-from wm_gym.success.classifier import SuccessClassifier, SuccessConfig
+from wm_gym.success.classifier import SuccessConfig
 from wm_gym.success.training import SuccessTrainingConfig, train_classifier
 from wm_gym.tasks import Task, get_task
 from wm_gym.world_model.loading import load_world_model
@@ -237,25 +237,24 @@ def practise(
     run: Run,
     settings: grpo.GRPOConfig,
     stage: Run,
-    success: SuccessClassifier | None = None,
+    **world: Any,
 ) -> tuple[TokenVLA, dict[str, Any]]:
     """Improve the base policy of `run` by GRPO in its imagined world, into the folder of `stage`.
 
-    `success`: what it is paid by, where that is not the run's own classifier. Returns the policy
-    and what was imagined.
+    `world`: options of the imagined world that it practises in, but for those of all runs. Returns
+    the policy and what was imagined.
     """
     policy = TokenVLA.from_pretrained(run.folder / "policy_base", device=device())
-    paid = {} if success is None else {"success": success}
     validation = imagined_env(config, run, "validation", settings.eval_episodes)
     begin = load_starts(config.task, "train", run.folder)
     if config.moments:
         moments = draw_moments(episodes(run, "rollouts"), config.moments, config.seed)
         begin = with_moments(begin, moments)
-    env = imagined_env(config, run, "train", config.imagined_envs, starts=begin, **paid)
+    env = imagined_env(config, run, "train", config.imagined_envs, starts=begin, **world)
     grpo.train(settings, policy, env, stage, validation)
     last = stage.metrics()[-1]
-    played = {key: last[f"rollout/{key}"] for key in ("success_rate", "episodes")}
-    return policy, {"imagined_success": played["success_rate"], "episodes": played["episodes"]}
+    success, played = last["rollout/success_rate"], last["rollout/episodes"]
+    return policy, {"imagined_success": success, "episodes": played}
 
 
 Stage = Callable[[WMPOConfig, Run], dict[str, Any]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,15 @@ def check_count(name: str, value: Any, most: int | None = None) -> int:
         limit = "at least 1" if most is None else f"from 1 to {most}"
         raise ValueError(f"{name} must be an integer {limit}, got {value!r}.")
     return count
+
+
+def check_limit(name: str, value: Any) -> float:
+    """Return a number above 0, or infinity for None; raises ValueError otherwise."""
+    if value is None:
+        return math.inf
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"{name} must be a number above 0, or None, got {value!r}.")
+    return float(value)
 
 
 def check_size(episodes: Sequence[Episode], size: int) -> None:

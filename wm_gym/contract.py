@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +46,8 @@ class Played(NamedTuple):
     """(m, K) float32, its probability."""
     played: np.ndarray
     """(m,) int64, control steps really played, at least 1."""
+    uncertainty: np.ndarray
+    """(m, K) float32, of the world about the episode so far; a simulator's is 0."""
     frames: Any | None = None
     """(m, K, H, W, 3) uint8 with return_frames; frames not played repeat the last one."""
 
@@ -55,16 +58,16 @@ class WorldVectorEnv(VectorEnv):
     Observation: {"image": uint8 (n, H, W, 3)}. Action: float32 (n, 7) in [-1, 1], or (n, K, 7) with
     `chunk=K`: K actions are played, fewer where the episode ends. Reward: 1.0 at the first success
     of an episode, else 0. `terminated`: that success, never with `ignore_terminations`.
-    `truncated`: `horizon` control steps without it. Every array returned is fresh; with
-    `output="torch"` all of them are tensors on the world's device.
+    `truncated`: `horizon` control steps without it, or more than `max_uncertainty`. Every array
+    returned is fresh; with `output="torch"` all of them are tensors on the world's device.
 
     info, one row an environment: `success` (bool, so far in the episode), `success_probability`
-    (float32, at the last step played), `elapsed_steps`, `start` (int64, -1 for a picture),
-    `active` (False where the step played nothing for the row: frozen or being reset), `clipped`
-    (int64, played action values that were outside the box), `played` (int64, control steps), and
-    with `return_frames` `frames` (n, K, H, W, 3) uint8, `frames_mask` (n, K) bool, True where a
-    frame was really played, and `frames_success` (n, K) bool, the success predicate at each of
-    these frames, False where not played.
+    (float32, at the last step played), `uncertainty` (float32, of the world, so far),
+    `elapsed_steps`, `start` (int64, -1 for a picture), `active` (False where the step played
+    nothing for the row: frozen or being reset), `clipped` (int64, played action values that were
+    outside the box), `played` (int64, control steps), and with `return_frames` `frames`
+    (n, K, H, W, 3) uint8, `frames_mask` (n, K) bool, True where a frame was really played, and
+    `frames_success` (n, K) bool, the success predicate at each of these, False where not played.
 
     `reset(seed=s)` seeds row i with s + i, a list seeds row by row, None continues a row's stream.
     options: `reset_mask` bool (n,); `start` int (n,); or `frames` uint8 (n, T, H, W, 3) with
@@ -75,6 +78,7 @@ class WorldVectorEnv(VectorEnv):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}
     device: torch.device | str = "cpu"
+    max_uncertainty: float = math.inf
 
     def __init__(
         self,
@@ -120,7 +124,7 @@ class WorldVectorEnv(VectorEnv):
         self.elapsed = np.zeros(n, np.int64)  # control steps of the episode
         self.start = np.zeros(n, np.int64)  # index into the pool
         self._success = np.zeros(n, bool)
-        self._probability = np.zeros(n, np.float32)
+        self._probability, self._uncertainty = np.zeros((2, n), np.float32)
         self._over = np.ones(n, bool)  # the episode has ended and waits for its reset
         self._image: Any = None  # (n, H, W, 3) uint8, what every row shows
 
@@ -191,7 +195,8 @@ class WorldVectorEnv(VectorEnv):
         active = ~self._over
         played, first, result = self._advance(active, actions)
         terminated = first & (not self.ignore_terminations)
-        truncated = active & (self.elapsed >= self.horizon) & ~terminated
+        out = (self.elapsed >= self.horizon) | (self._uncertainty > self.max_uncertainty)
+        truncated = active & out & ~terminated
         ended = terminated | truncated
         self._over |= ended
         clipped = (outside * (np.arange(self.chunk) < played[:, None])).sum(1)  # (n,)
@@ -235,6 +240,7 @@ class WorldVectorEnv(VectorEnv):
             "horizon": self.horizon,
             "chunk": self.chunk,
             "ignore_terminations": self.ignore_terminations,
+            "max_uncertainty": self.max_uncertainty,
         }
         clock = {name: values[rows] for name, values in self._clock().items()}
         image = self._image[self._give(rows)]
@@ -286,6 +292,7 @@ class WorldVectorEnv(VectorEnv):
             "start": self.start,
             "success": self._success,
             "probability": self._probability,
+            "uncertainty": self._uncertainty,
             "over": self._over,
         }
 
@@ -310,7 +317,9 @@ class WorldVectorEnv(VectorEnv):
         first[rows] = result.success.any(1) & ~self._success[rows]
         self.elapsed += played
         self._success |= first
-        self._probability[rows] = result.probability[np.arange(len(rows)), result.played - 1]
+        last = np.arange(len(rows)), result.played - 1
+        self._probability[rows] = result.probability[last]
+        self._uncertainty[rows] = result.uncertainty[last]
         return played, first, result
 
     def _enter(self, rows: np.ndarray, starts: np.ndarray | None = None) -> None:
@@ -332,7 +341,7 @@ class WorldVectorEnv(VectorEnv):
         self.episode[rows] += 1
         self.elapsed[rows] = 0
         self._success[rows] = False
-        self._probability[rows] = 0.0
+        self._probability[rows] = self._uncertainty[rows] = 0.0
         self._over[rows] = False
 
     def _info(
@@ -346,6 +355,7 @@ class WorldVectorEnv(VectorEnv):
         info = {
             "success": self._success,
             "success_probability": self._probability,
+            "uncertainty": self._uncertainty,
             "elapsed_steps": self.elapsed,
             "start": self.start,
             "active": active,

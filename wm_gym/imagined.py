@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wm_gym.checks import check_choice
+from wm_gym.checks import check_choice, check_limit
 from wm_gym.contract import Played, WorldVectorEnv
 from wm_gym.noise import row_noise
 from wm_gym.state import map_arrays
@@ -20,15 +22,20 @@ if TYPE_CHECKING:
     from wm_gym.world_model.model import Memory, WorldModel
 
 
+EXACT_ROWS = 4  # in every call of the models when exactness counts
+
+
 class ImaginedVectorEnv(WorldVectorEnv):
     """Episodes of a task that are played inside a world model (WMPO, arXiv 2511.09515).
 
     `world_model`, `success`: a bundled name (default: the task's), a folder, a hub id, or a live
     module, used as it is. Named ones are loaded once a process and shared. `dtype="bfloat16"` runs
-    them under autocast. `deterministic`: one row a call, so that a row's pictures are the same bits
-    in any batch, at the price of speed. Everything else is WorldVectorEnv's.
+    them under autocast. `deterministic`: four rows a call and one thread, so that a row's pictures
+    are the same bits in any batch, at the price of speed. Everything else is WorldVectorEnv's.
 
-    A step succeeds where at least hold_k of its last hold_n windows have a probability of at
+    info's `uncertainty` is what `world_model.uncertainty` says of the episode's steps, added up;
+    the first step with more than `max_uncertainty` is an episode's last, and no success. A step
+    succeeds where at least hold_k of its last hold_n windows have a probability of at
     least the classifier's threshold.
     """
 
@@ -42,6 +49,7 @@ class ImaginedVectorEnv(WorldVectorEnv):
         device: str | torch.device | None = None,
         dtype: str = "float32",
         deterministic: bool = False,
+        max_uncertainty: float | None = None,
         **contract: Any,
     ) -> None:
         """Load the models; raises FileNotFoundError where there are none by that name."""
@@ -49,6 +57,7 @@ class ImaginedVectorEnv(WorldVectorEnv):
         check_choice("dtype", dtype, ("float32", "bfloat16"))
         self.dtype = dtype
         self.deterministic = deterministic
+        self.max_uncertainty = check_limit("max_uncertainty", max_uncertainty)
         bundled = self.task.name.lower()
         self.world_model = _world_model(world_model or bundled, device)
         self.device = torch.device(self.world_model.device)
@@ -94,49 +103,49 @@ class ImaginedVectorEnv(WorldVectorEnv):
 
     @torch.inference_mode()
     def _play(self, rows: np.ndarray, actions: np.ndarray, steps: np.ndarray) -> Played:
-        parts = [
-            self._imagine(rows[tile], actions[tile], steps[tile]) for tile in self._tiles(rows)
-        ]
-        return parts[0] if len(parts) == 1 else _concatenate(parts)
-
-    def _tiles(self, rows: np.ndarray) -> list[slice]:
-        # Kernels may round a row differently by batch size and by place in the batch; alone in
-        # its call, a row has neither.
-        size = 1 if self.deterministic else len(rows)
-        return [slice(i, i + size) for i in range(0, len(rows), size)]
+        if not self.deterministic:
+            return self._imagine(rows, actions, steps)
+        with one_thread():
+            parts = [self._imagine(rows[i], actions[i], steps[i]) for i in exact_tiles(len(rows))]
+        return _concatenate(parts, len(rows))
 
     def _remember(self, rows: np.ndarray, frames: Tensor) -> None:
         """Fill the memories of rows (m,) from their past, frames uint8 (m, T, H, W, 3)."""
-        for tile in self._tiles(rows):
-            where = torch.from_numpy(rows[tile]).to(self.device)
-            with self._autocast():
-                memory = self.world_model.begin(frames[tile])
-                latents = self.world_model.encode(frames[tile], last=self.success.config.window - 1)
-                features = self.success.embed(latents).float()
-            missing = self.success.config.window - 1 - features.shape[1]
-            features = torch.cat([features[:, :1].expand(-1, missing, -1), features], 1)
-            if self._memory is None:
-                everyone = torch.zeros(self.num_envs, dtype=torch.long, device=self.device)
-                hits = self.success.hold_n - 1
-                self._memory = memory.take(everyone)
-                self._features = features[everyone]
-                self._hits = torch.zeros(self.num_envs, hits, dtype=torch.bool, device=self.device)
-            self._memory.put(where, memory)
-            self._features[where] = features
-            self._hits[where] = False
+        if not self.deterministic:
+            return self._read(rows, frames)
+        with one_thread():
+            for i in exact_tiles(len(rows)):
+                self._read(rows[i], frames[i])
+
+    def _read(self, rows: np.ndarray, frames: Tensor) -> None:
+        where = torch.from_numpy(rows).to(self.device)
+        with self._autocast():
+            memory = self.world_model.begin(frames)
+            latents = self.world_model.encode(frames, last=self.success.config.window - 1)
+            features = self.success.embed(latents).float()
+        missing = self.success.config.window - 1 - features.shape[1]
+        features = torch.cat([features[:, :1].expand(-1, missing, -1), features], 1)
+        if self._memory is None:
+            everyone = torch.zeros(self.num_envs, dtype=torch.long, device=self.device)
+            hits = self.success.hold_n - 1
+            self._memory = memory.take(everyone)
+            self._features = features[everyone]
+            self._hits = torch.zeros(self.num_envs, hits, dtype=torch.bool, device=self.device)
+        self._memory.put(where, memory)
+        self._features[where] = features
+        self._hits[where] = False
 
     def _imagine(self, rows: np.ndarray, actions: np.ndarray, steps: np.ndarray) -> Played:
-        """Play one tile of rows; all of its K frames are drawn, and cut where the row ends."""
+        """Play rows (m,) for K steps; all K frames are imagined, and cut where the row ends."""
         m, k = actions.shape[:2]
         where = torch.from_numpy(rows).to(self.device)
         shape = self.world_model.noise_shape(k)
         keys = self.seeds[rows], self.episode[rows], self.elapsed[rows]
+        before, taken = self._memory.take(where), torch.from_numpy(actions).to(self.device)
         with self._autocast():
-            memory, latents = self.world_model.imagine(
-                self._memory.take(where),
-                torch.from_numpy(actions).to(self.device),
-                row_noise(*keys, shape, self.device),
-            )  # latents (m, K, ...)
+            noise = row_noise(*keys, shape, self.device)
+            memory, latents = self.world_model.imagine(before, taken, noise)  # latents (m, K, ...)
+            apart = self.world_model.uncertainty(before, taken, latents).float()  # (m, K)
             features = torch.cat([self._features[where], self.success.embed(latents).float()], 1)
             probability = self.success.probability(features).float()  # (m, K)
         hits = torch.cat([self._hits[where], probability >= self.success.threshold], 1)
@@ -146,16 +155,20 @@ class ImaginedVectorEnv(WorldVectorEnv):
         self._hits[where] = hits[:, k:]
 
         # The one wait for the device in a step.
-        probability, held = torch.stack([probability, held.float()]).cpu().numpy()
-        played, success = cut(held > 0, steps, self.ignore_terminations)
+        told = torch.stack([probability, held.float(), apart]).cpu().numpy()
+        uncertainty = self._uncertainty[rows, None] + told[2].cumsum(1)
+        known = uncertainty <= self.max_uncertainty
+        steps = np.minimum(steps, known.sum(1) + 1)
+        probability = told[0]
+        played, success = cut((told[1] > 0) & known, steps, self.ignore_terminations)
         last = torch.from_numpy(played - 1).to(self.device)
         if not self.return_frames:
             image = self._decode(latents[torch.arange(m, device=self.device), last][:, None])
-            return Played(image[:, 0], success, probability, played)
+            return Played(image[:, 0], success, probability, played, uncertainty)
         frames = self._decode(latents)  # (m, K, H, W, 3)
         every = torch.arange(m, device=self.device)[:, None]
         frames = frames[every, torch.arange(k, device=self.device).clamp_max(last[:, None])]
-        return Played(frames[:, -1], success, probability, played, frames)
+        return Played(frames[:, -1], success, probability, played, uncertainty, frames)
 
     def _decode(self, latents: Tensor) -> Tensor:
         with self._autocast():
@@ -201,11 +214,32 @@ def cut(
     return played, success & (place < played[:, None])
 
 
-def _concatenate(parts: list[Played]) -> Played:
+def exact_tiles(n: int) -> list[np.ndarray]:
+    """Deal out the places 0..n-1, EXACT_ROWS at a time; the last place fills the last tile.
+
+    Kernels may round a row differently by batch size and by the number of threads. In a batch of
+    one size, on one thread, they do not.
+    """
+    return list(np.arange(-(-n // EXACT_ROWS) * EXACT_ROWS).clip(max=n - 1).reshape(-1, EXACT_ROWS))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch work on one CPU thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _concatenate(parts: list[Played], n: int) -> Played:
+    """Join the first n rows of parts."""
     fields = list(zip(*parts, strict=True))
-    joined = [np.concatenate(field) for field in fields[1:4]]
-    frames = None if fields[4][0] is None else torch.cat(fields[4])
-    return Played(torch.cat(fields[0]), *joined, frames)
+    joined = [np.concatenate(field)[:n] for field in fields[1:5]]
+    frames = None if fields[5][0] is None else torch.cat(fields[5])[:n]
+    return Played(torch.cat(fields[0])[:n], *joined, frames)
 
 
 def _world_model(given: Any, device: Any) -> WorldModel:

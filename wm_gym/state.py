@@ -30,6 +30,8 @@ class WorldState(NamedTuple):
     """(m,) bool, so far in the episode."""
     probability: np.ndarray
     """(m,) float32, at the last step played."""
+    uncertainty: np.ndarray
+    """(m,) float32, so far in the episode."""
     over: np.ndarray
     """(m,) bool, the episode has ended and waits for its reset."""
     image: Any

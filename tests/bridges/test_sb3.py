@@ -113,6 +113,7 @@ def test_infos_are_python_scalars_without_the_masks():
     assert kinds == {
         "success": bool,
         "success_probability": float,
+        "uncertainty": float,
         "elapsed_steps": int,
         "start": int,
         "active": bool,

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from trainers import overoptimize as module
-from trainers.overoptimize import OveroptimizeConfig, overoptimize, parts_at, row, strict
+from trainers.agree import compared
+from trainers.overoptimize import OveroptimizeConfig, overoptimize, parts_at, strict
 from wm_gym.runs import Run
 from wm_gym.success.classifier import SuccessClassifier, SuccessConfig
 
@@ -31,11 +32,12 @@ def lab(monkeypatch, tmp_path) -> SimpleNamespace:
     """A finished run, and practice that keeps a policy every ten iterations."""
     monkeypatch.chdir(tmp_path)
     Run("lift", {"task": "Lift", "seed": 5, "imagined_envs": 8, "moments": 0, "budget": 128})
-    here = SimpleNamespace(practised=[], played=[])
+    here = SimpleNamespace(practised=[], played=[], limits=[])
     judge = SuccessClassifier(SuccessConfig(threshold=0.6, hold_k=8, hold_n=8))
 
-    def practise(wmpo, base, settings, stage, payer):
-        here.practised.append((wmpo, base.folder, settings, payer.config))
+    def practise(wmpo, base, settings, stage, success, max_uncertainty):
+        here.limits.append(max_uncertainty)
+        here.practised.append((wmpo, base.folder, settings, success.config))
         for iteration in range(settings.eval_every, settings.iterations + 1, settings.eval_every):
             (stage.folder / "policies" / f"{iteration:05d}").mkdir(parents=True)
         return None, {"episodes": 9}
@@ -77,16 +79,18 @@ def test_it_practises_in_the_runs_world_for_as_long_as_is_said(lab):
     ((wmpo, folder, grpo, paid),) = lab.practised
     assert (wmpo.seed, wmpo.imagined_envs, wmpo.moments, folder) == (5, 8, 0, Path("lift"))
     assert (grpo.iterations, grpo.eval_every, grpo.seed) == (30, 10, 3)
-    assert (paid.threshold, paid.hold_k, paid.hold_n) == (0.6, 8, 8)
+    assert (paid.threshold, paid.hold_k, paid.hold_n) == (0.6, 8, 8) and lab.limits == [None]
 
 
 def test_practice_may_be_paid_by_a_stricter_rule_that_does_not_judge(lab):
-    overoptimize(settings(threshold=0.95, hold=16))
+    overoptimize(settings(threshold=0.95, hold=16, max_uncertainty=2.0))
     ((*_, paid),) = lab.practised
     assert (paid.threshold, paid.hold_k, paid.hold_n) == (0.95, 16, 16)
     assert {threshold for *_, threshold in lab.played} == {0.6}
     found = json.loads(Path("out/overoptimize.json").read_text())
-    assert found["paid"] == {"threshold": 0.95, "hold_k": 16, "hold_n": 16}
+    assert lab.limits == [2.0]
+    rule = {"threshold": 0.95, "hold_k": 16, "hold_n": 16}
+    assert found["paid"] == {**rule, "max_uncertainty": 2.0}
 
 
 def test_a_finished_command_is_shown_again_without_practice_or_play(lab):
@@ -106,5 +110,5 @@ def test_a_stricter_classifier_has_the_same_weights():
 
 
 def test_worlds_that_differ_from_the_start_and_no_more_later_do_not_part():
-    biased = {"imagined": [True] * N, "real": [i < 20 for i in range(N)]}
-    assert parts_at([row(0, biased), row(10, biased)]) is None
+    biased = compared(real=[i < 20 for i in range(N)], imagined=[True] * N)
+    assert parts_at([{"iteration": 0, **biased}, {"iteration": 10, **biased}]) is None

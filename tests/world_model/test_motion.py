@@ -65,8 +65,45 @@ def test_what_is_met_depends_on_how_the_hand_moves():
     motion, body, action = by_hand().requires_grad_(False), torch.randn(1, 8), torch.ones(1, 1)
     torch.nn.init.normal_(motion.met[-1].weight)
     still = motion(body, action)[:, :5]
-    motion.robot[-1].bias[2] = 5.0  # its z
+    motion.robot[-1].bias[..., 2] = 5.0  # its z
     assert not torch.allclose(motion(body, action)[:, :5], still)
+
+
+def two_members() -> Motion:
+    """Under any action one moves two measurements by 1 and 2, the other by 3 and 10."""
+    motion = Motion(2, 1, fingers=(1,), members=2).requires_grad_(False)
+    motion.robot[-1].bias.copy_(torch.tensor([1.0, 3])[:, None, None])
+    motion.met[-1].bias.copy_(torch.tensor([2.0, 10])[:, None, None])
+    return motion
+
+
+def test_members_move_a_body_by_their_mean():
+    assert two_members()(torch.randn(3, 2), torch.ones(3, 1)).tolist() == [[2, 6]] * 3
+
+
+def test_members_are_apart_by_hand():
+    # From their mean both are 1 and 4 away.
+    apart = two_members().apart(torch.randn(3, 2), torch.ones(3, 1))
+    assert apart.tolist() == pytest.approx([(17 / 2) ** 0.5] * 3)
+    alone = Motion(2, 1, fingers=(1,))
+    torch.nn.init.normal_(alone.met[-1].weight)
+    assert alone.apart(torch.randn(3, 2), torch.ones(3, 1)).tolist() == [0, 0, 0]
+
+
+def test_each_member_is_a_network_of_its_own():
+    motion = Motion(2, 1, fingers=(1,), members=2, width=8).requires_grad_(False)
+    for parameter in motion.parameters():
+        torch.nn.init.normal_(parameter)
+    body, action = torch.randn(2, 5, 2), torch.randn(2, 5, 1)
+    for i, moved in enumerate(motion.each(body, action)):
+        alone = Motion(2, 1, fingers=(1,), width=8)
+        alone.load_state_dict(
+            {
+                k: v[i : i + 1] if k[:3] in ("met", "rob") else v
+                for k, v in motion.state_dict().items()
+            }
+        )
+        torch.testing.assert_close(moved, alone(body[i], action[i]))
 
 
 def test_it_is_exact_under_autocast():
@@ -122,6 +159,16 @@ def test_the_same_seed_fits_the_same(fitted):
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 
 
+def test_members_begin_apart_and_learn_from_clips_of_their_own():
+    bodies, actions = zip(*[falling(seed) for seed in range(8)], strict=True)
+    motion = Motion(1, 1, fingers=(0,), width=8, members=2)
+    assert not torch.equal(*motion.met[0].weight)
+    for layer in (motion.met[0], motion.met[2], motion.met[4]):  # as if they began alike
+        layer.weight.data[1], layer.bias.data[1] = layer.weight.data[0], layer.bias.data[0]
+    fit_motion(motion, bodies, actions, MotionTrainingConfig(steps=3, unroll=4), seed=0)
+    assert not torch.equal(*motion.met[-1].weight)
+
+
 def test_clips_stay_within_their_episode():
     """Nothing moves in either of two episodes, which are far from each other."""
     bodies = [torch.zeros(6, 1), torch.full((9, 1), 50.0), torch.full((3, 1), -50.0)]
@@ -149,7 +196,7 @@ def test_an_action_comes_before_what_it_leads_to():
         torch.from_numpy(np.concatenate([[[0.0]], a.cumsum(0)]).astype("f4")) for a in actions
     ]
     motion = Motion(1, 1, fingers=(0,))
-    motion.forward = lambda body, action: action + 0 * motion.met[-1].bias
+    motion.each = lambda body, action: action + 0 * motion.met[-1].bias
     config = MotionTrainingConfig(steps=1, unroll=4, batch_size=200, noise=0.0)
     assert fit_motion(motion, bodies, actions, config, seed=0) == pytest.approx(0.0, abs=1e-6)
 

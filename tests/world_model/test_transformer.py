@@ -409,3 +409,13 @@ def test_a_world_is_played_saved_and_gone_on_with(model, chunk):
     env.set_state(state)
     other, *_ = env.step(-actions)
     assert not np.array_equal(first["image"], other["image"])
+
+
+def test_without_an_anchor_nothing_comes_of_the_first_picture():
+    model = randomise(VideoTransformer(replace(TINY, anchor=False)))
+    memory, actions, noise = given(model)
+    before = model.imagine(memory, actions, noise)[1]
+    memory.anchor.neg_()
+    assert torch.equal(before, model.imagine(memory, actions, noise)[1])
+    memory.recent[:, 0].neg_()
+    assert differ(before, model.imagine(memory, actions, noise)[1]) == [[True] * 8] * 2

@@ -163,7 +163,7 @@ def _play_wave(
         first = int(done[row].argmax()) if done[row].any() else None
         end = horizon if first is None or first >= horizon else first + 1 + TAIL
         said = [playbacks[row] for playbacks in notes]
-        states, low_dim = measured(said)
+        states, low_dim = joined(said)
         yield Episode(
             pictures[row, : end + 1].copy(),
             np.clip(played[row, :end], -1, 1).astype(np.float32),
@@ -176,7 +176,7 @@ def _play_wave(
         )
 
 
-def measured(played: Sequence[Playback]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def joined(played: Sequence[Playback]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Simulator states (t + 1, p) and `low_dim` (t + 1, d) by key of t steps played in parts."""
     low_dim = {key: _joined([part.low_dim[key] for part in played]) for key in played[0].low_dim}
     return _joined([part.states for part in played]), low_dim

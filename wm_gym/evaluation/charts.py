@@ -122,12 +122,12 @@ def _points(
     **options: Any,
 ) -> None:
     colour, marker, _ = look(number)
-    y, ends = _percent(rates)
+    y, ends = percent(rates)
     axes.errorbar(
         x,
         y,
         yerr=ends,
-        xerr=None if across is None else _percent(across)[1],
+        xerr=None if across is None else percent(across)[1],
         color=colour,
         marker=marker,
         markersize=4.5,
@@ -137,7 +137,7 @@ def _points(
     )
 
 
-def _percent(rates: Sequence[Mapping[str, Any] | None]) -> tuple[np.ndarray, np.ndarray]:
+def percent(rates: Sequence[Mapping[str, Any] | None]) -> tuple[np.ndarray, np.ndarray]:
     """Rates (k,) in percent, and how far their intervals reach down and up, (2, k)."""
     missing = {"rate": math.nan, "low": math.nan, "high": math.nan}
     found = [rate or missing for rate in rates]

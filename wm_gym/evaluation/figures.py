@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from wm_gym.evaluation.charts import draw_agreement
+from wm_gym.evaluation.charts import draw_agreement, percent
 from wm_gym.evaluation.video import enlarge, label
 from wm_gym.files import replacing
 
@@ -35,41 +36,41 @@ _SHARPNESS = {
 def plot_report(path: str | Path, report: Mapping[str, Any]) -> None:
     """Draw the `panels` of a fidelity report side by side."""
     drawn = panels(report)
-    figure = Figure(figsize=(4.6 * len(drawn), 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, draw in zip(figure.subplots(1, len(drawn)), drawn.values(), strict=True):
-        draw(axes)
-    with replacing(path) as aside:
-        figure.savefig(aside, dpi=120)
+    with _picture(path, (4.6 * len(drawn), 3.6)) as figure:
+        for axes, draw in zip(figure.subplots(1, len(drawn)), drawn.values(), strict=True):
+            draw(axes)
 
 
 def plot_agreement(path: str | Path, report: Mapping[str, Any]) -> None:
     """Draw the `policies` of an agreement report: real over imagined success, in percent."""
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    draw_agreement(figure.subplots(), report["policies"])
-    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
-    with replacing(path) as aside:
-        figure.savefig(aside, dpi=120)
+    with _picture(path, (6.4, 4.4)) as figure:
+        draw_agreement(figure.subplots(), report["policies"])
+        figure.legend(loc="outside right upper", frameon=False, fontsize="small")
 
 
 def plot_optimisation(path: str | Path, report: Mapping[str, Any]) -> None:
     """Draw the `rows` of an overoptimisation: imagined and real success by iteration, percent."""
-    figure = Figure(figsize=(5.4, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes, rows = figure.subplots(), report["rows"]
+    rows = report["rows"]
     steps = [row["iteration"] for row in rows]
-    for world, colour in (("imagined", "C1"), ("real", "C0")):
-        low, at, high = (
-            100 * np.array([r[world][k] for r in rows]) for k in ("low", "rate", "high")
-        )
-        axes.plot(steps, at, "o-", color=colour, markersize=3.5, label=world)
-        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
-    if report["parts_at"] is not None:
-        axes.axvline(report["parts_at"], color="0.5", linestyle=":", label="they part")
-    axes.set(xlabel="iterations of GRPO", ylabel="success, %", ylim=(-4, 104))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small", loc="lower right")
+    with _picture(path, (5.4, 3.6)) as figure:
+        axes = figure.subplots()
+        for world, colour in (("imagined", "C1"), ("real", "C0")):
+            at, (below, above) = percent([row[world] for row in rows])
+            axes.plot(steps, at, "o-", color=colour, markersize=3.5, label=world)
+            axes.fill_between(steps, at - below, at + above, color=colour, alpha=0.15, linewidth=0)
+        if report["parts_at"] is not None:
+            axes.axvline(report["parts_at"], color="0.5", linestyle=":", label="they part")
+        axes.set(xlabel="iterations of GRPO", ylabel="success, %", ylim=(-4, 104))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize="small", loc="lower right")
+
+
+@contextmanager
+def _picture(path: str | Path, size: tuple[float, float]) -> Iterator[Figure]:
+    """Yield a figure to draw on, `size` inches wide and high; then write it, all or nothing."""
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    yield figure
     with replacing(path) as aside:
         figure.savefig(aside, dpi=120)
 

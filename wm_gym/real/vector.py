@@ -80,6 +80,7 @@ class RealVectorEnv(WorldVectorEnv):
             success=success,
             probability=success.astype(np.float32),
             played=np.array([len(result.success) for result in results]),
+            uncertainty=np.zeros((m, k), np.float32),
             frames=frames,
         )
 

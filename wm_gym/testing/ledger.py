@@ -14,6 +14,7 @@ from wm_gym.testing.calls import leaves, require
 INFO = {
     "success": "b",
     "success_probability": "f",
+    "uncertainty": "f",
     "elapsed_steps": "i",
     "start": "i",
     "active": "b",
@@ -21,7 +22,7 @@ INFO = {
     "played": "i",
 }
 """What info holds, and of which kind: numpy's `dtype.kind`."""
-LASTING = ("success", "success_probability", "elapsed_steps", "start")
+LASTING = ("success", "success_probability", "uncertainty", "elapsed_steps", "start")
 
 
 class Ledger:

@@ -39,7 +39,7 @@ class WorldModel(nn.Module, Pretrained):
             name: getattr(c, name) for name in ("hand", "fingers", "speeds", "objects", "turns")
         }
         self.transition = Transition(
-            Motion(c.body_size, c.action_dim, **where),
+            Motion(c.body_size, c.action_dim, members=c.members, **where),
             c.action_dim,
             c.width,
             c.vector,
@@ -94,6 +94,17 @@ class WorldModel(nn.Module, Pretrained):
         states = self.roll(self.unflatten(memory.state), actions, noise)
         latents = torch.stack([flatten(state) for state in states], dim=1)
         return Memory(latents[:, -1].clone()), latents
+
+    def uncertainty(self, memory: Memory, actions: Tensor, latents: Tensor) -> Tensor:
+        """How far apart the members of the dynamics are about each of the k steps, float32 (n, k).
+
+        memory, actions and latents: what `imagine` was given and what it returned. Root mean
+        squares, in units of how much each measurement usually changes in a step.
+        """
+        before = torch.cat([memory.state[:, None], latents[:, :-1]], dim=1)
+        bodies = self.unflatten(before.flatten(0, 1)).body
+        apart = self.transition.motion.apart(bodies, actions.flatten(0, 1))
+        return apart.unflatten(0, actions.shape[:2])
 
     def follow(self, memory: Memory, actions: Tensor, measured: Tensor) -> Tensor:
         """Imagine frames under actions (n, t, 7), told after each what was measured, (n, t, p).

@@ -5,6 +5,10 @@ networks learn that from a few hundred grasps. Contact looks at an object from t
 learnt in one place holds in all. Sines and cosines of places draw sharp lines (Tancik et al. 2020,
 arXiv 2006.10739). And the loss is on what the networks make of many steps by themselves, where a
 wrong decision is wrong for the rest of the clip.
+
+There are several such networks, which begin from other weights and see other clips: their mean is
+nearer the truth than each, and where they are apart nothing like it was recorded (Lakshminarayanan
+et al. 2017, arXiv 1612.01474).
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ class MotionTrainingConfig:
     unroll: int = 12
     """Control steps of a clip that are played by the network alone."""
     batch_size: int = 85
-    """Clips a step."""
+    """Clips a step, for each member."""
     learning_rate: float = 2e-3
     """AdamW's at its peak, after a twentieth of the steps; down to nothing along a cosine."""
     weight_decay: float = 1e-2
@@ -44,7 +48,8 @@ class Motion(nn.Module):
     """One control step of standardised measurements, from themselves and the action.
 
     One network moves the robot, which may be stopped by what it meets; another moves fingers and
-    objects, and knows of the rest only where the hand is from them and how it moves.
+    objects, and knows of the rest only where the hand is from them and how it moves. Every member
+    has both of its own.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class Motion(nn.Module):
         speeds: tuple[int, ...] = (),
         objects: tuple[int, ...] = (),
         turns: tuple[int, ...] = (),
+        members: int = 1,
         width: int = 192,
     ) -> None:
         """Build for measurements of length `body`.
@@ -70,8 +76,9 @@ class Motion(nn.Module):
         robot = tuple(i for i in range(body) if i not in met)
         near = (1 + 2 * len(SCALES)) * (len(fingers) + len(objects) + len(hand[2:]))
         near += len(speeds) + len(turns)
-        self.robot = perceptron(body + near + action_dim, len(robot), width)
-        self.met = perceptron(near + len(hand) + action_dim, len(met), width)
+        self.members = members
+        self.robot = perceptrons(members, body + near + action_dim, len(robot), width)
+        self.met = perceptrons(members, near + len(hand) + action_dim, len(met), width)
         order = {"hand": hand, "fingers": fingers, "objects": objects}
         order["raw"] = (*speeds, *turns)
         order["reach"] = tuple(robot.index(i) for i in hand)
@@ -85,6 +92,21 @@ class Motion(nn.Module):
 
     def forward(self, body: Tensor, action: Tensor) -> Tensor:
         """How far bodies (n, p) move under actions (n, a), in units of `change`; float32 (n, p)."""
+        return self._all(body, action).mean(0)
+
+    def apart(self, body: Tensor, action: Tensor) -> Tensor:
+        """How far the members' moves of bodies (n, p) are from their mean, float32 (n,).
+
+        The root mean square over members and measurements, in units of `change`; 0 for one member.
+        """
+        moves = self._all(body, action)
+        return (moves - moves.mean(0)).square().mean((0, 2)).sqrt()
+
+    def _all(self, body: Tensor, action: Tensor) -> Tensor:
+        return self.each(*(x.expand(self.members, *x.shape) for x in (body, action)))
+
+    def each(self, body: Tensor, action: Tensor) -> Tensor:
+        """Let every member e move bodies of its own, (e, n, p), under its actions (e, n, a)."""
         kind = body.device.type
         exact = nullcontext()  # the `meta` device knows no autocast
         if torch.amp.is_autocast_available(kind):
@@ -92,34 +114,50 @@ class Motion(nn.Module):
         with exact:
             body, action = body.float(), action.float()
             near = self.near(body)
-            robot = self.robot(torch.cat([body, near, action], dim=1))
-            met = self.met(torch.cat([near, robot[:, self.at_reach], action], dim=1))
-            return torch.cat([robot, met], dim=1)[:, self.at_back]
+            robot = self.robot(torch.cat([body, near, action], dim=-1))
+            met = self.met(torch.cat([near, robot[..., self.at_reach], action], dim=-1))
+            return torch.cat([robot, met], dim=-1)[..., self.at_back]
 
     def near(self, body: Tensor) -> Tensor:
-        """What decides contact, (n, q): places with their sines and cosines, speeds and turns.
+        """What decides contact, (..., q): places, their sines and cosines, speeds and turns.
 
         The places are those of the fingers, of the hand from each object, and of the hand's height.
         """
         metres = body * self.std + self.mean
-        hand, objects = metres[:, self.at_hand], metres[:, self.at_objects]
-        away = ((hand.repeat(1, objects.shape[1] // 3) - objects) / NEAR).clamp(-FAR, FAR)
-        height = ((hand - self.mean[self.at_hand]) / NEAR).clamp(-FAR, FAR)[:, 2:]
-        seen = torch.cat([body[:, self.at_fingers], away, height], dim=1)
-        waves = (seen[:, None] * self.scales[:, None]).flatten(1)
-        return torch.cat([seen, waves.sin(), waves.cos(), body[:, self.at_raw]], dim=1)
+        hand, objects = metres[..., self.at_hand], metres[..., self.at_objects]
+        away = ((hand.tile(objects.shape[-1] // 3) - objects) / NEAR).clamp(-FAR, FAR)
+        height = ((hand - self.mean[self.at_hand]) / NEAR).clamp(-FAR, FAR)[..., 2:]
+        seen = torch.cat([body[..., self.at_fingers], away, height], dim=-1)
+        waves = (seen[..., None, :] * self.scales[:, None]).flatten(-2)
+        return torch.cat([seen, waves.sin(), waves.cos(), body[..., self.at_raw]], dim=-1)
 
 
-def perceptron(entered: int, left: int, width: int) -> nn.Sequential:
-    """Three hidden layers; what leaves them is 0 before training."""
+class Linears(nn.Module):
+    """A linear map for each of e members: (e, n, i) to (e, n, o)."""
+
+    def __init__(self, members: int, entered: int, left: int) -> None:
+        """Begin as torch's linear maps do."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(members, entered, left))
+        self.bias = nn.Parameter(torch.empty(members, 1, left))
+        for parameter in (self.weight, self.bias):
+            nn.init.uniform_(parameter, -(entered**-0.5), entered**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (e, n, i)."""
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+def perceptrons(members: int, entered: int, left: int, width: int) -> nn.Sequential:
+    """Three hidden layers for each member; what leaves them is 0 before training."""
     layers = nn.Sequential(
-        nn.Linear(entered, width),
+        Linears(members, entered, width),
         nn.SiLU(),
-        nn.Linear(width, width),
+        Linears(members, width, width),
         nn.SiLU(),
-        nn.Linear(width, width),
+        Linears(members, width, width),
         nn.SiLU(),
-        nn.Linear(width, left),
+        Linears(members, width, left),
     )
     nn.init.zeros_(layers[-1].weight)
     nn.init.zeros_(layers[-1].bias)
@@ -136,8 +174,9 @@ def fit_motion(
 ) -> float:
     """Train `motion` in place on episodes: standardised measurements (t + 1, p), actions (t, a).
 
-    `weights`: the relative chance of a clip by its episode. It is frozen afterwards. Returns the
-    mean absolute error over the last tenth of the steps, in units of `change`.
+    Every member plays clips of its own draw. `weights`: the relative chance of a clip by its
+    episode. It is frozen afterwards. Returns the mean absolute error over the last tenth of the
+    steps, in units of `change`.
     """
     motion.requires_grad_(True)
     device, unroll = motion.change.device, config.unroll
@@ -164,14 +203,15 @@ def fit_motion(
     )
     generator = torch.Generator().manual_seed(seed)
     losses = []
+    size = (motion.members, config.batch_size)
     for _ in (bar := trange(config.steps, desc="motion")):
-        drawn = edges[-1] * torch.rand(config.batch_size, generator=generator, dtype=torch.double)
+        drawn = edges[-1] * torch.rand(size, generator=generator, dtype=torch.double)
         clip = torch.searchsorted(edges, drawn, right=True).clamp_max(len(at) - 1)
         begun = told[at[clip]]
         body = begun + config.noise * torch.randn(begun.shape, generator=generator).to(device)
         loss = torch.zeros((), device=device)
         for t in range(unroll):
-            body = body + motion.change * motion(body, taken[act[clip] + t])
+            body = body + motion.change * motion.each(body, taken[act[clip] + t])
             away = (body - told[at[clip] + t + 1]) / motion.change
             loss = loss + away.abs().mean() / unroll
         optimizer.zero_grad()

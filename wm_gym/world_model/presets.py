@@ -46,6 +46,8 @@ class WorldModelConfig:
     """Where the places of objects stand: x, y and z of each, in metres."""
     turns: tuple[int, ...] = ()
     """Where what says how objects are turned stands."""
+    members: int = 3
+    """Networks that move the body by their mean; where they are apart, the model is uncertain."""
     draw: tuple[int, int] = (96, 48)
     """Channels of the renderer at a quarter and at half of the picture's resolution."""
     embed: int = 256

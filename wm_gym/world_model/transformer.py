@@ -29,6 +29,8 @@ class VideoTransformerConfig:
     image_size: int = 256
     memory: int = 4
     """Recent frames that are remembered, beside the first (WMPO 4.1: 4, without it)."""
+    anchor: bool = True
+    """Whether the first frame stays in sight (WMPO: it does not)."""
     max_chunk: int = 8
     """Most actions in one call (WMPO 4.1: 8)."""
     action_dim: int = 7
@@ -192,6 +194,10 @@ class VideoTransformer(nn.Module, Pretrained):
         recent = torch.cat([memory.recent, latents], dim=1)[:, -self.config.memory :]
         return VideoMemory(memory.anchor.clone(), recent.contiguous()), latents
 
+    def uncertainty(self, memory: VideoMemory, actions: Tensor, latents: Tensor) -> Tensor:
+        """Return zeros (n, k): one network alone cannot tell what it does not know."""
+        return torch.zeros(actions.shape[:2], device=actions.device)
+
     def retell(self, latents: Tensor, actions: Tensor, noise: Tensor) -> Tensor:
         """Imagine what was recorded block by block, each from what really came before it.
 
@@ -208,6 +214,8 @@ class VideoTransformer(nn.Module, Pretrained):
 
     def remember(self, latents: Tensor) -> Remembered:
         """Pass known frames through the network: the first and the recent ones, (n, 1 + m, f)."""
+        if not self.config.anchor:  # the oldest of the recent stands where it would
+            latents = torch.cat([latents[:, 1:2], latents[:, 1:]], dim=1)
         level = latents.new_full((len(latents),), self.config.memory_noise)
         _, pasts = self.run(latents, self.tell(level, self.no_action))
         return Remembered(latents[:, -1:], pasts)

@@ -1,0 +1,258 @@
+"""What each idea of the world models is worth: trained without it, on the same data, for as long.
+
+python benchmarks/ablations.py --data runs/lift/data/*.hdf5 --path docs/results/ablations.json
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from trainers.cli import set_threads
+from wm_gym.checks import check_choice
+from wm_gym.data.episodes import Episode, load
+from wm_gym.evaluation.fidelity import STEPS, replay_report
+from wm_gym.evaluation.paired import aligned, provenance, write_result
+from wm_gym.runs import Run
+from wm_gym.world_model.autoencoder import AutoencoderTrainingConfig, train_autoencoder
+from wm_gym.world_model.learning import set_aside
+from wm_gym.world_model.model import WorldModel
+from wm_gym.world_model.presets import PRESETS, WorldModelConfig
+from wm_gym.world_model.sizes import costs
+from wm_gym.world_model.training import (
+    WorldModelTrainingConfig,
+    learn_motion,
+    train_world_model,
+)
+from wm_gym.world_model.transformer import VideoTransformer, VideoTransformerConfig
+from wm_gym.world_model.video_training import VideoTrainingConfig, train_video_transformer
+
+RECURRENT = PRESETS["nano-object"]
+TRANSFORMER = VideoTransformerConfig(  # about as many FLOP for a frame that is drawn
+    image_size=64,
+    depth=2,
+    width=96,
+    heads=4,
+    block_out_channels=(8, 16, 32),
+    layers_per_block=1,
+    latent_channels=8,
+    scaling_factor=1.0,
+)
+SAMPLING_STEPS = (1, 2, 4, 16)  # that the transformer is judged with
+HELD_OUT = 0.02  # of what a variant sees, to validate its training; others judge it
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A world model, and what it is trained on."""
+
+    model: WorldModelConfig | VideoTransformerConfig
+    exact: bool = False
+    """Without noise on what training plays on from."""
+    successes: bool = False
+    """From episodes that succeed alone."""
+
+
+VARIANTS = {
+    "recurrent": Variant(RECURRENT),
+    "recurrent, without failures": Variant(RECURRENT, successes=True),
+    "recurrent, without noise": Variant(replace(RECURRENT, noise=0.0), exact=True),
+    "recurrent, one network of motion": Variant(replace(RECURRENT, members=1)),
+    "recurrent, not told of the object": Variant(PRESETS["nano"]),
+    "transformer": Variant(TRANSFORMER),
+    "transformer, without failures": Variant(TRANSFORMER, successes=True),
+    "transformer, without anchor": Variant(replace(TRANSFORMER, anchor=False)),
+    "transformer, without noise": Variant(replace(TRANSFORMER, memory_noise=0.0)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AblationConfig:
+    """What is compared, and for how long each is trained."""
+
+    data: tuple[Path, ...]
+    """HDF5 files of recorded episodes; those held out judge all variants."""
+    minutes: float = 20.0
+    """Of training for each variant; a transformer's autoencoder has as many before."""
+    motion: float = 0.3
+    """Share of these for how measurements move by themselves."""
+    only: tuple[str, ...] = tuple(VARIANTS)
+    """Variants to train."""
+    pilot: int = 24
+    """Steps of a trial that says how many fit into the time."""
+    seed: int = 0
+    out: Path = Path("runs/ablations")
+    """Folder for what an interrupted command goes on from."""
+    path: Path | None = None
+    """Where to write the numbers as JSON."""
+    recurrent: WorldModelTrainingConfig = field(default_factory=WorldModelTrainingConfig)
+    autoencoder: AutoencoderTrainingConfig = field(default_factory=AutoencoderTrainingConfig)
+    video: VideoTrainingConfig = field(
+        default_factory=lambda: VideoTrainingConfig(
+            learning_rate=5e-4, warmup=100, ema=0.998, patience=0, least_psnr=0.0
+        )
+    )
+
+
+def ablate(config: AblationConfig) -> list[dict[str, Any]]:
+    """Train and judge the variants one after another; returns a row for each."""
+    for name in config.only:
+        check_choice("only", name, tuple(VARIANTS))
+    run = Run(config.out, replace(config, path=None), resume=True)
+    fit, judged = split(config)
+    rows = []
+    for name in config.only:
+        variant = VARIANTS[name]
+        seen = [e for e in fit if e.succeeded] if variant.successes else fit
+        kind = recurrent if isinstance(variant.model, WorldModelConfig) else transformer
+        slug = name.replace(",", "").replace(" ", "-")
+        done = run.once(
+            slug,
+            lambda kind=kind, given=(config, variant, run, slug, seen, judged): {
+                "rows": kind(*given)
+            },
+        )
+        rows += [{"variant": name, **row} for row in done["rows"]]
+        print(table(rows[-1:]), flush=True)
+    return rows
+
+
+def recurrent(
+    config: AblationConfig,
+    variant: Variant,
+    run: Run,
+    name: str,
+    seen: Sequence[Episode],
+    judged: Sequence[Episode],
+) -> list[dict[str, Any]]:
+    """Train a recurrent variant for as long as is said, and judge it."""
+    settings = replace(config.recurrent, seed=config.seed, held_out=HELD_OUT)
+    if variant.exact:
+        settings = replace(settings, body_noise=0.0, motion=replace(settings.motion, noise=0.0))
+
+    def train(stage: str, steps: int, motion: int) -> WorldModel:
+        torch.manual_seed(config.seed)
+        model = WorldModel(variant.model)
+        told = replace(settings, steps=steps, motion=replace(settings.motion, steps=motion))
+        train_world_model(model, seen, told, run.stage(stage, told))
+        return model
+
+    # Clips lengthen by the share of the training that is done, so that a short one has them all.
+    tried = train(f"{name}-pilot", config.pilot, config.pilot)
+    began = time.perf_counter()
+    trial = replace(settings.motion, steps=config.pilot)
+    learn_motion(tried, seen, replace(settings, motion=trial))
+    moved = config.pilot / (time.perf_counter() - began)
+    seconds = 60 * config.minutes
+    motion = fitting(config.motion * seconds, moved)
+    steps = fitting((1 - config.motion) * seconds, pace(run, f"{name}-pilot"))
+    return [row(train(name, steps, motion), steps, judged)]
+
+
+def transformer(
+    config: AblationConfig,
+    variant: Variant,
+    run: Run,
+    name: str,
+    seen: Sequence[Episode],
+    judged: Sequence[Episode],
+) -> list[dict[str, Any]]:
+    """Train a variant of the transformer for as long as is said, and judge it."""
+    painted = autoencoder(config, run, judged)
+
+    def train(stage: str, steps: int) -> VideoTransformer:
+        torch.manual_seed(config.seed)
+        scale = painted.config.scaling_factor
+        model = VideoTransformer(replace(variant.model, scaling_factor=scale))
+        model.autoencoder.load_state_dict(painted.autoencoder.state_dict())
+        settings = replace(config.video, steps=steps, seed=config.seed, held_out=HELD_OUT)
+        train_video_transformer(model, seen, settings, run.stage(stage), fine_tune=True)
+        return model
+
+    train(f"{name}-pilot", config.pilot)
+    steps = fitting(60 * config.minutes, pace(run, f"{name}-pilot/training/world_model"))
+    model, rows = train(name, steps), []
+    calls = SAMPLING_STEPS if name == "transformer" else (model.sampling_steps,)
+    for model.sampling_steps in calls:
+        rows.append({**row(model, steps, judged), "sampling_steps": model.sampling_steps})
+    return rows
+
+
+def autoencoder(config: AblationConfig, run: Run, judged: Sequence[Episode]) -> VideoTransformer:
+    """Train the one autoencoder that all transformers share, for as long as each of them."""
+    everything, _ = split(config)
+
+    def train(stage: str, steps: int) -> VideoTransformer:
+        torch.manual_seed(config.seed)
+        model = VideoTransformer(TRANSFORMER)
+        settings = replace(config.autoencoder, steps=steps, seed=config.seed)
+        train_autoencoder(model, everything, judged, settings, run.stage(stage, settings))
+        return model
+
+    train("autoencoder-pilot", config.pilot)
+    return train("autoencoder", fitting(60 * config.minutes, pace(run, "autoencoder-pilot")))
+
+
+def split(config: AblationConfig) -> tuple[list[Episode], list[Episode]]:
+    """Episodes to train on, and those that judge."""
+    return set_aside(load(config.data), config.recurrent.held_out, config.seed)
+
+
+def pace(run: Run, stage: str) -> float:
+    """Steps a second of a finished training, its validations left out."""
+    lines = (run.folder / "training" / stage / "metrics.jsonl").read_text().splitlines()
+    return json.loads(lines[-1])["time/steps_per_second"]
+
+
+def fitting(seconds: float, pace: float) -> int:
+    """How many steps fit into a time."""
+    return max(1, round(seconds * pace))
+
+
+def row(
+    model: WorldModel | VideoTransformer, steps: int, judged: Sequence[Episode]
+) -> dict[str, Any]:
+    """Judge a model by held-out replays, in dB by step, and say what it costs."""
+    report = replay_report(model, judged, STEPS)
+    spent = costs(model.config)
+    return {
+        "steps": steps,
+        "weights": spent.weights,
+        "flop": spent.frame_flop + spent.picture_flop,
+        "psnr": {str(step): report[f"psnr/{step}"] for step in STEPS},
+        "psnr_lost_other_actions": {
+            str(step): round(report[f"psnr/{step}"] - report[f"psnr_other/{step}"], 2)
+            for step in STEPS
+        },
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as plain text."""
+    lines = [("", "calls", "steps", "GFLOP", *(f"dB@{t}" for t in STEPS), "lost@16")]
+    for row in rows:
+        calls, gflop = str(row.get("sampling_steps", "")), f"{row['flop'] / 1e9:.2f}"
+        figures = (f"{value:.1f}" for value in row["psnr"].values())
+        lost = f"{row['psnr_lost_other_actions']['16']:.1f}"
+        lines.append((row["variant"], calls, str(row["steps"]), gflop, *figures, lost))
+    return "\n".join(aligned(lines))
+
+
+def main(config: AblationConfig) -> None:
+    """Train, judge, print, and write where asked."""
+    set_threads()
+    rows = ablate(config)
+    print(table(rows))
+    if config.path:
+        write_result(config.path, {**provenance([config.seed]), "rows": rows})
+
+
+if __name__ == "__main__":
+    main(tyro.cli(AblationConfig))
