@@ -35,7 +35,7 @@ from wm_gym.runs import Run
 class GRPOConfig:
     """Settings of GRPO; the defaults are the `nano` preset, the paper's values stand beside."""
 
-    iterations: int = 30
+    iterations: int = 25
     """Policy updates (paper: up to 100)."""
     group_size: int = 8
     """Episodes that share a start (TRL calls it num_generations)."""
@@ -50,9 +50,9 @@ class GRPOConfig:
     """Groups with a mean success outside [keep_low, keep_high] are dropped."""
     temperature: float = 1.0
     """Of the policy's distribution, in play and in the update (paper: 1.6)."""
-    learning_rate: float = 5e-5
+    learning_rate: float = 1e-4
     """After the warmup, constant (paper: 5e-6, for 7B weights)."""
-    warmup: int = 1
+    warmup: int = 5
     """Iterations over which the learning rate rises to that; 1 is none. Adam's first steps are of
     full size whatever the gradient: a rate over 1e-4 leaves the base policy behind without one."""
     weight_decay: float = 0.01

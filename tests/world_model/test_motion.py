@@ -169,13 +169,36 @@ def test_members_begin_apart_and_learn_from_clips_of_their_own():
     assert not torch.equal(*motion.met[-1].weight)
 
 
-def test_clips_stay_within_their_episode():
+BOTH = pytest.mark.parametrize("single", [0.0, 1.0])
+
+
+@BOTH
+def test_clips_stay_within_their_episode(single):
     """Nothing moves in either of two episodes, which are far from each other."""
     bodies = [torch.zeros(6, 1), torch.full((9, 1), 50.0), torch.full((3, 1), -50.0)]
     actions = [np.zeros((5, 1), np.float32), np.zeros((8, 1), np.float32)]
     actions.append(np.zeros((2, 1), np.float32))  # shorter than a clip: left out
-    config = MotionTrainingConfig(steps=1, unroll=4, batch_size=500, noise=0.0)
+    config = MotionTrainingConfig(steps=1, single=single, unroll=4, batch_size=500, noise=0.0)
     assert fit_motion(Motion(1, 1, fingers=(0,)), bodies, actions, config, seed=0) == 0.0
+
+
+@BOTH
+def test_single_steps_are_all_those_of_clips(single):
+    """One of three clips ends with the only move, which is one of its four steps: a twelfth."""
+    bodies, actions = [torch.tensor([0.0] * 6 + [1.0])[:, None]], [np.zeros((6, 1), np.float32)]
+    config = MotionTrainingConfig(steps=1, single=single, unroll=4, batch_size=9000, noise=0.0)
+    found = fit_motion(Motion(1, 1, fingers=(0,)), bodies, actions, config, seed=0)
+    assert found == pytest.approx(1 / 12, abs=0.01)
+
+
+def test_single_steps_come_first():
+    """Twice 20 of them, then twice 5 clips of 4."""
+    bodies, actions = [torch.zeros(9, 1)], [np.zeros((8, 1), np.float32)]
+    motion, seen = Motion(1, 1, fingers=(0,)), []
+    motion.each = lambda body, _: seen.append(body.shape[1]) or 0 * body + 0 * motion.met[-1].bias
+    config = MotionTrainingConfig(steps=4, single=0.5, unroll=4, batch_size=5)
+    fit_motion(motion, bodies, actions, config, seed=0)
+    assert seen == [20, 20] + 8 * [5]
 
 
 def test_clips_are_drawn_by_the_weights_of_their_episodes():
@@ -188,7 +211,8 @@ def test_clips_are_drawn_by_the_weights_of_their_episodes():
         assert found == pytest.approx(share, abs=0.03)
 
 
-def test_an_action_comes_before_what_it_leads_to():
+@BOTH
+def test_an_action_comes_before_what_it_leads_to(single):
     """The body is the sum of the actions so far, so with this motion nothing is left to learn."""
     rng = np.random.default_rng(0)
     actions = [rng.normal(size=(t, 1)).astype(np.float32) for t in (7, 5)]
@@ -197,7 +221,7 @@ def test_an_action_comes_before_what_it_leads_to():
     ]
     motion = Motion(1, 1, fingers=(0,))
     motion.each = lambda body, action: action + 0 * motion.met[-1].bias
-    config = MotionTrainingConfig(steps=1, unroll=4, batch_size=200, noise=0.0)
+    config = MotionTrainingConfig(steps=1, single=single, unroll=4, batch_size=200, noise=0.0)
     assert fit_motion(motion, bodies, actions, config, seed=0) == pytest.approx(0.0, abs=1e-6)
 
 

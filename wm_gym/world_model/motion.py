@@ -3,8 +3,8 @@
 Whether fingers hold or miss is decided by millimetres within a step or two. Three things let small
 networks learn that from a few hundred grasps. Contact looks at an object from the hand, so what was
 learnt in one place holds in all. Sines and cosines of places draw sharp lines (Tancik et al. 2020,
-arXiv 2006.10739). And the loss is on what the networks make of many steps by themselves, where a
-wrong decision is wrong for the rest of the clip.
+arXiv 2006.10739). And after single steps, which teach most and cost least, the loss is on what the
+networks make of many steps by themselves, where a wrong decision is wrong for the rest of the clip.
 
 There are several such networks, which begin from other weights and see other clips: their mean is
 nearer the truth than each, and where they are apart nothing like it was recorded (Lakshminarayanan
@@ -31,10 +31,13 @@ FAR = 1.5  # times NEAR: objects that are further away are all the same
 class MotionTrainingConfig:
     """How the motion of measurements is learnt."""
 
-    steps: int = 10_000
+    steps: int = 12_000
+    single: float = 0.6
+    """Share of the training that plays single control steps, as many a batch as clips have later:
+    drawn apart, they teach more than one after another, and take a third of the time."""
     unroll: int = 12
     """Control steps of a clip that are played by the network alone."""
-    batch_size: int = 85
+    batch_size: int = 64
     """Clips a step, for each member."""
     learning_rate: float = 2e-3
     """AdamW's at its peak, after a twentieth of the steps; down to nothing along a cosine."""
@@ -203,17 +206,20 @@ def fit_motion(
     )
     generator = torch.Generator().manual_seed(seed)
     losses = []
-    size = (motion.members, config.batch_size)
-    for _ in (bar := trange(config.steps, desc="motion")):
+    for step in (bar := trange(config.steps, desc="motion")):
+        played = 1 if step < config.single * config.steps else unroll
+        size = (motion.members, config.batch_size * unroll // played)
         drawn = edges[-1] * torch.rand(size, generator=generator, dtype=torch.double)
         clip = torch.searchsorted(edges, drawn, right=True).clamp_max(len(at) - 1)
-        begun = told[at[clip]]
+        within = torch.randint(unroll - played + 1, size, generator=generator)
+        begins, acts = at[clip] + within, act[clip] + within
+        begun = told[begins]
         body = begun + config.noise * torch.randn(begun.shape, generator=generator).to(device)
         loss = torch.zeros((), device=device)
-        for t in range(unroll):
-            body = body + motion.change * motion.each(body, taken[act[clip] + t])
-            away = (body - told[at[clip] + t + 1]) / motion.change
-            loss = loss + away.abs().mean() / unroll
+        for t in range(played):
+            body = body + motion.change * motion.each(body, taken[acts + t])
+            away = (body - told[begins + t + 1]) / motion.change
+            loss = loss + away.abs().mean() / played
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(motion.parameters(), config.grad_clip)

@@ -27,7 +27,7 @@ from wm_gym.world_model.muon import Muon
 class WorldModelTrainingConfig(LearningConfig):
     """How a world model is trained; the defaults are the `nano` preset."""
 
-    steps: int = 3000
+    steps: int = 2400
     lengths: tuple[tuple[float, int], ...] = (
         (0.06, 4),
         (0.15, 8),
