@@ -116,6 +116,56 @@ def ablations(content: Mapping[str, Any]) -> str:
     return f"{told}\n\n{_made(content)} {_machine(content)}"
 
 
+def fidelity(content: Mapping[str, Any]) -> str:
+    """lift_fidelity.json by step, and its roll-out that is far longer than any in training."""
+    names = {
+        "psnr": "whole picture, dB",
+        "moving_psnr": "what moves, dB",
+        "psnr_lost_other_actions": "lost with other actions, dB",
+        "gripper_drift_mm": "gripper drift, mm",
+        "object_drift_mm": "object drift, mm",
+    }
+    names = {key: name for key, name in names.items() if key in content}
+    lines = [(step, *(f"{content[key][step]:.1f}" for key in names)) for step in content["psnr"]]
+    told = [_table(("step", *names.values()), lines)]
+    own = content["drift"].get("probe_median_mm", {})
+    note = f"Held-out episodes: {content['episodes']}; means of dB, medians of mm."
+    if own:
+        errors = " and ".join(f"{value:.1f} mm ({thing})" for thing, value in own.items())
+        note += f" The network that reads positions is itself off by {errors} on real pictures."
+    if long := content["long"]:
+        values = ", ".join(f"{value:.1f} at {step}" for step, value in long["psnr"].items())
+        note += f" In {long['episodes']} episodes that go on for far longer, dB: {values}."
+    return "\n\n".join([*told, note, f"{_made(content)} {_machine(content)}"])
+
+
+def audit(content: Mapping[str, Any]) -> str:
+    """lift_audit.json: every figure in a row."""
+    r, horizon = content["pearson_r"], content["usable_horizon"]
+    interval = f" [{r['low']:.2f}, {r['high']:.2f}]" if "low" in r else ""
+    kinds = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in content["failures"].items())
+    lines = [
+        ("imagined success among real failures", _rate(content["hallucinated_success_rate"])),
+        ("no imagined success among real successes", _rate(content["missed_success_rate"])),
+        ("outcomes that agree", _rate(content["paired_accuracy"])),
+        ("what went wrong in hallucinated successes", kinds or "-"),
+        ("F1 of the classifier on real video", f"{content['f1_real']:.3f}"),
+        ("F1 of imagined verdicts", f"{content['f1_imagined']:.3f}"),
+        ("usable horizon, steps", str(horizon)),
+        (
+            f"Pearson's r of imagined and real success, {content['policies']} policies",
+            f"{r['value']:.2f}{interval}",
+        ),
+        ("MMRV", f"{content['mmrv']:.3f}"),
+        (
+            f"AUROC on {content['counterfactual_sequences']} counterfactuals, held-out families",
+            f"{content['counterfactual_auroc']:.3f}",
+        ),
+    ]
+    told = _table((f"{content['pairs']} paired episodes", ""), lines)
+    return f"{told}\n\n{_made(content)} {_machine(content)}"
+
+
 # Section between <!-- NAME:begin --> and <!-- NAME:end -->: the file it shows, and how.
 SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "results": ("lift_wmpo.json", results),
@@ -124,6 +174,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "parts": ("speed.json", parts),
     "ablations": ("ablations.json", ablations),
     "overhead": ("env_overhead.json", overhead),
+    "fidelity": ("lift_fidelity.json", fidelity),
+    "audit": ("lift_audit.json", audit),
 }
 
 

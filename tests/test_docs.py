@@ -131,6 +131,45 @@ def test_ablations_are_variants_by_step(tables, tmp_path):
     assert "| transformer | 4 | 900 | 0.28 | 31.0 | 25.3 | 12.0 |" in page
 
 
+def test_fidelity_is_a_table_by_step(tables, tmp_path):
+    steps = {"1": 31.24, "64": 21.46}
+    content = {
+        **ORIGIN,
+        "episodes": 20,
+        **{key: steps for key in ("psnr", "moving_psnr", "psnr_lost_other_actions")},
+        "gripper_drift_mm": {"1": 0.83, "64": 9.16},
+        "drift": {"probe_median_mm": {"gripper": 2.04}},
+        "long": {"episodes": 16, "psnr": {"64": 20.0, "512": 19.0}},
+    }
+    (tmp_path / "lift_fidelity.json").write_text(json.dumps(content))
+    page = tables.fill("<!-- fidelity:begin --><!-- fidelity:end -->", tmp_path)
+    assert "| 64 | 21.5 | 21.5 | 21.5 | 9.2 |" in page
+    assert "off by 2.0 mm (gripper) on real pictures. In 16 episodes" in page
+    assert "dB: 20.0 at 64, 19.0 at 512." in page
+
+
+def test_an_audit_is_a_table_of_its_figures(tables, tmp_path):
+    rate = {"n": 100, "successes": 10, "rate": 0.1, "low": 0.055, "high": 0.174}
+    names = ("hallucinated_success_rate", "missed_success_rate", "paired_accuracy")
+    content = {
+        **ORIGIN,
+        **dict.fromkeys(names, rate),
+        **dict.fromkeys(("f1_real", "f1_imagined", "mmrv", "counterfactual_auroc"), 0.9),
+        "pairs": 256,
+        "failures": {"never_grasped": 7, "late": 3},
+        "usable_horizon": 40,
+        "policies": 10,
+        "pearson_r": {"value": 0.951, "low": 0.8, "high": 0.99},
+        "counterfactual_sequences": 96,
+    }
+    (tmp_path / "lift_audit.json").write_text(json.dumps(content))
+    page = tables.fill("<!-- audit:begin --><!-- audit:end -->", tmp_path)
+    assert "| 256 paired episodes |  |" in page
+    assert "| imagined success among real failures | 10.0 % [5.5, 17.4] (n = 100) |" in page
+    assert "| never grasped 7, late 3 |" in page.replace("hallucinated successes ", "")
+    assert "10 policies | 0.95 [0.80, 0.99] |" in page
+
+
 def test_without_a_file_a_section_says_that_nothing_is_measured(tables, tmp_path):
     page = tables.fill(PAGE, tmp_path)
     assert page == PAGE.replace("old", "*Not measured yet.*")

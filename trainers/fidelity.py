@@ -1,13 +1,13 @@
 """Replay held-out episodes under their true actions in the world model, and measure what differs.
 
-wm-gym fidelity --world-model runs/lift/world_model --episodes runs/lift/data/*.hdf5
+wm-gym fidelity --world-model runs/lift/world_model --episodes runs/lift/data/*.hdf5 --long 16
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from torch import Tensor
 
 from trainers.wmpo import device
 from wm_gym.checks import check_count, check_size
+from wm_gym.data.collection import record_expert
 from wm_gym.data.episodes import Episode, load
 from wm_gym.data.windows import holdout_episodes
 from wm_gym.evaluation.fidelity import (
     Replays,
     long_enough,
     measure,
+    psnr,
     replay_episodes,
     rounded,
     spread,
@@ -30,10 +32,19 @@ from wm_gym.evaluation.fidelity import (
 from wm_gym.evaluation.figures import plot_report, write_strips
 from wm_gym.evaluation.paired import provenance, write_result
 from wm_gym.evaluation.probe import KEYS, ProbeConfig, positions, train_probe
+from wm_gym.real.expert import PLAY
+from wm_gym.real.pool import SimulationPool
+from wm_gym.starts import load_starts
+from wm_gym.tasks import get_task
 from wm_gym.world_model.loading import load_world_model
+from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.training import WorldModelTrainingConfig
+from wm_gym.world_model.transformer import VideoTransformer
 
 TABLE_STEPS = (1, 8, 16, 32, 64)
+LONG = 512  # control steps of a long episode, eight times what a policy gets
+LONG_STEPS = (*TABLE_STEPS, 128, 256, LONG)
+FINE = 16  # sampling steps that a few are compared with
 COLUMNS = {
     "PSNR": ("whole", "psnr"),
     "moving": ("moving", "psnr"),
@@ -55,9 +66,16 @@ class FidelityConfig:
     world_model: str = "lift"
     """A folder, a bundled name or a Hub id."""
     out: Path = Path("runs/fidelity")
-    """Folder for fidelity.json, fidelity.png and strip.png."""
+    """Folder for fidelity.json, fidelity.png, strip.png, and long.hdf5 with `long`."""
     steps: int = 64
     """Control steps that are replayed; shorter episodes are left out."""
+    long: int = 0
+    """Episodes of 512 steps that the expert that errs plays in robosuite, from validation starts
+    that nothing was trained on, to be replayed beside the others; kept in long.hdf5."""
+    task: str = "Lift"
+    """What is played in these."""
+    workers: int | None = None
+    """Simulator processes for these; one a core by default."""
     held_out: float = WorldModelTrainingConfig().held_out
     """Share of the episodes of every source that is judged, as in the world model's training."""
     seed: int = WorldModelTrainingConfig().seed
@@ -69,6 +87,8 @@ class FidelityConfig:
 def fidelity(config: FidelityConfig) -> None:
     """Replay held-out episodes in a world model: PSNR, SSIM, sharpness and drift by step."""
     check_count("steps", config.steps)
+    if config.long:
+        check_count("long", config.long)
     check_count("probe.steps", config.probe.steps)
     model = load_world_model(config.world_model, device=device())
     episodes = load(config.episodes)
@@ -82,14 +102,20 @@ def fidelity(config: FidelityConfig) -> None:
         f"{len(held)} of {len(episodes)} episodes are held out, {len(judged)} of them judged; left "
         f"out for having less than {config.steps} steps: {len(held) - len(judged)}"
     )
+    long = replay_long(model, config) if config.long else None
     replays = replay_episodes(model, judged, config.steps)
     figures = measure(replays)
+    by_step, drift = _nested(figures), _drift(replays, judged, fit, config.probe)
     report = {
         **provenance([config.seed]),
         "world_model": config.world_model,
         "files": [str(path) for path in config.episodes],
         "steps": config.steps,
-        "episodes": {
+        "episodes": len(judged),
+        **summary(by_step, drift),
+        "few_step_loss_db": few_step_loss(model, replays, judged),
+        "long": long,
+        "counts": {
             "all": len(episodes),
             "held_out": len(held),
             "too_short": len(held) - len(judged),
@@ -97,15 +123,81 @@ def fidelity(config: FidelityConfig) -> None:
             "judged_successes": sum(e.succeeded for e in judged),
             "judged_sources": dict(Counter(e.source for e in judged)),
         },
-        "by_step": _nested(figures),
-        "drift": _drift(replays, judged, fit, config.probe),
+        "by_step": by_step,
+        "drift": drift,
         "rows": _rows(figures, judged, numbers),
     }
     write_result(config.out / "fidelity.json", report)
     plot_report(config.out / "fidelity.png", report)
     write_strips(config.out / "strip.png", _strips(replays, report["rows"]))
     print(table(report))
+    if long:
+        print(
+            f"{config.long} episodes of {LONG} steps, PSNR: "
+            + ", ".join(f"{value:.2f} at {step}" for step, value in long["psnr"].items())
+        )
     print(f"Written to {config.out}: fidelity.json, fidelity.png, strip.png")
+
+
+def summary(by_step: Mapping[str, Any], drift: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """What a report comes to, at `TABLE_STEPS`: means of dB, medians of millimetres."""
+
+    def picked(values: Mapping[str, Any], statistic: str) -> dict[str, float]:
+        row = values[statistic]
+        return {str(step): row[step - 1] for step in TABLE_STEPS if step <= len(row)}
+
+    found = {
+        "psnr": picked(by_step["whole"]["psnr"], "mean"),
+        "moving_psnr": picked(by_step["moving"]["psnr"], "mean"),
+        "psnr_lost_other_actions": picked(by_step["whole"]["controllability"], "mean"),
+    }
+    for thing, values in drift.get("by_step", {}).items():
+        found[f"{thing}_drift_mm"] = picked(values["imagined"], "q50")
+    return found
+
+
+def few_step_loss(
+    model: WorldModel | VideoTransformer, replays: Replays, judged: Sequence[Episode]
+) -> float:
+    """Mean dB at the last step that `FINE` sampling steps gain over the model's own.
+
+    0 of a recurrent world model: it draws a picture in one pass.
+    """
+    if not isinstance(model, VideoTransformer):
+        return 0.0
+    usual, model.sampling_steps = model.sampling_steps, FINE
+    try:
+        finer = replay_episodes(model, judged, replays.imagined.shape[1])
+    finally:
+        model.sampling_steps = usual
+    shown = (psnr(r.imagined[:, -1], r.real[:, -1]).mean() for r in (finer, replays))
+    return round(float(next(shown) - next(shown)), 4)
+
+
+def replay_long(model: WorldModel | VideoTransformer, config: FidelityConfig) -> dict[str, Any]:
+    """Play episodes of `LONG` steps in robosuite, and imagine them: mean dB by step.
+
+    Those that are recorded already are not played again.
+    """
+    task = get_task(config.task)
+    path, starts = config.out / "long.hdf5", load_starts(config.task, "validation")
+    with SimulationPool(task, config.workers) as pool:
+        record_expert(
+            path,
+            task,
+            starts,
+            range(config.long),
+            replace(PLAY, length=LONG),
+            source="long",
+            seed=config.seed,
+            pool=pool,
+        )
+    replays = replay_episodes(model, load([path]), LONG)
+    by_step = psnr(replays.imagined, replays.real[:, 1:]).mean(0)
+    return {
+        "episodes": config.long,
+        "psnr": {str(t): rounded(float(by_step[t - 1])) for t in LONG_STEPS if t <= LONG},
+    }
 
 
 def table(report: Mapping[str, Any]) -> str:

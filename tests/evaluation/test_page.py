@@ -167,7 +167,7 @@ def test_it_says_where_it_comes_from(folder):
 
 def add_everything(folder: Path) -> None:
     """Write reports of the other commands, and film strips, beside the audit."""
-    episodes = {"judged": 12}
+    episodes = 12
     beside = {"world_model": "mine", "steps": 3, "episodes": episodes}
     add(folder, "fidelity.json", {**ORIGIN, **REPORT, **beside})
     Image.new("RGB", (4, 4)).save(folder / "strip.png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from trainers.cli import main
 from trainers.fidelity import FidelityConfig, fidelity, table
 from wm_gym.data import Episode, EpisodeWriter
 from wm_gym.data.windows import holdout_episodes
-from wm_gym.evaluation.fidelity import psnr
+from wm_gym.evaluation.fidelity import Replays, psnr
 from wm_gym.evaluation.probe import ProbeConfig
 
 QUICK = ProbeConfig(steps=2, batch_size=4)
@@ -83,7 +84,8 @@ def test_the_episodes_that_training_held_out_are_judged(loaded, tmp_path, capsys
     assert held(seed=3) == [0, 4, 5, 7, 8, 9]  # 7 has 5 steps, 9 has 6
     assert [row["number"] for row in report["rows"]] == [0, 4, 5, 8]
     assert [row["start"] for row in report["rows"]] == [0, 4, 5, 8]
-    assert report["episodes"] == {
+    assert report["episodes"] == 4 and report["long"] is None
+    assert report["counts"] == {
         "all": 12,
         "held_out": 6,
         "too_short": 2,
@@ -164,6 +166,62 @@ def test_the_strip_has_the_best_the_median_and_the_worst_episode(loaded, tmp_pat
         assert mean == pytest.approx(row["psnr"], abs=1e-3)
 
 
+def test_the_published_figures_are_the_means_and_medians_by_step(loaded, tmp_path):
+    fidelity(FidelityConfig(record(tmp_path), out=tmp_path, steps=8, held_out=0.5, probe=QUICK))
+    report = json.loads((tmp_path / "fidelity.json").read_text())
+    whole, moved = report["by_step"]["whole"], report["by_step"]["moving"]
+    for key, rows in {
+        "psnr": whole["psnr"]["mean"],
+        "moving_psnr": moved["psnr"]["mean"],
+        "psnr_lost_other_actions": whole["controllability"]["mean"],
+        "gripper_drift_mm": report["drift"]["by_step"]["gripper"]["imagined"]["q50"],
+        "object_drift_mm": report["drift"]["by_step"]["object"]["imagined"]["q50"],
+    }.items():
+        assert report[key] == {"1": rows[0], "8": rows[7]}, key
+
+
+def test_a_few_sampling_steps_are_compared_with_many(monkeypatch):
+    """Pictures that are off by 51 levels in a few steps, by 5 in many: 20 log10 of it."""
+
+    class Sampler(FakeWorldModel):
+        sampling_steps = 2
+
+    def replays(model, judged, steps):
+        off = 5 if model.sampling_steps == module.FINE else 51
+        real = torch.zeros(1, steps + 1, 4, 4, 3, dtype=torch.uint8)
+        return Replays(real, real[:, 1:] + off, real[:, 1:])
+
+    monkeypatch.setattr(module, "replay_episodes", replays)
+    monkeypatch.setattr(module, "VideoTransformer", Sampler)
+    model = Sampler()
+    loss = module.few_step_loss(model, replays(model, [], 3), [])
+    assert loss == pytest.approx(20 * np.log10(51 / 5), abs=1e-3)
+    assert model.sampling_steps == 2
+
+
+def test_long_episodes_are_played_once_and_judged_by_step(loaded, tmp_path, monkeypatch, capsys):
+    played = []
+
+    def demonstrate(path, task, starts, indices, expert, *, source, seed, pool):
+        played.append((len(indices), expert.length, starts.split, seed))
+        with EpisodeWriter(path, {"env_name": "Lift"}) as writer:
+            for i in indices:
+                writer.append(episode(i, 16, source))
+
+    monkeypatch.setattr(module, "LONG", 16)
+    monkeypatch.setattr(module, "record_expert", demonstrate)
+    monkeypatch.setattr(module, "SimulationPool", lambda task, workers: nullcontext())
+    paths = record(tmp_path)
+    out = tmp_path / "out"
+    config = FidelityConfig(paths, out=out, steps=8, held_out=0.5, probe=QUICK, long=2)
+    fidelity(config)
+    long = json.loads((out / "fidelity.json").read_text())["long"]
+    assert played == [(2, 16, "validation", 0)]
+    assert long["episodes"] == 2 and set(long["psnr"]) == {"1", "8", "16"}
+    assert min(long["psnr"].values()) > 45  # the fake is right to a rounding
+    assert "2 episodes of 16 steps, PSNR: " in capsys.readouterr().out
+
+
 def spreads(**values: list) -> dict:
     return {name: {"mean": v, "q50": v} for name, v in values.items()}
 
@@ -189,6 +247,7 @@ def test_the_table_by_hand():
     ("options", "message"),
     [
         ({"steps": 0}, "steps must be an integer at least 1, got 0"),
+        ({"long": -1}, "long must be an integer at least 1, got -1"),
         ({"probe": ProbeConfig(steps=0)}, "probe.steps must be an integer at least 1, got 0"),
         ({"steps": 40}, "2 episodes of at least 40 steps, got 0 of 6; pass more"),
         ({"held_out": 1.0}, "fraction must lie between 0 and 1; got 1.0"),

@@ -71,7 +71,7 @@ def render(folder: str | Path, *beside: str | Path) -> str:
                 "finished."
             )
     folders = [folder, *map(Path, beside)]
-    audit = _read(folder / "audit.json", (*ORIGIN, *RATES, *AUDITED))
+    audit = read_report(folder / "audit.json", (*ORIGIN, *RATES, *AUDITED))
     names = list(audit["policies"])
     page = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -88,9 +88,9 @@ def render(folder: str | Path, *beside: str | Path) -> str:
         drift_chart=audit["drift"] and _drift(audit["drift"]),
         drift_limits=DRIFT,
         agreement_limit=AGREEMENT,
-        fidelity=_fidelity(_find(folders, "fidelity.json")),
-        agreement=_agreement(_find(folders, "agreement.json")),
-        counterfactuals=_counterfactuals(_find(folders, "counterfactuals.json")),
+        fidelity=_fidelity(find(folders, "fidelity.json")),
+        agreement=_agreement(find(folders, "agreement.json")),
+        counterfactuals=_counterfactuals(find(folders, "counterfactuals.json")),
     )
 
 
@@ -170,7 +170,7 @@ def _films(folder: Path, names: Sequence[str]) -> dict[str, list[tuple[str, Pair
     return found
 
 
-def _find(folders: Sequence[Path], name: str) -> Path | None:
+def find(folders: Sequence[Path], name: str) -> Path | None:
     """The first file of this name that is there."""
     return next((folder / name for folder in folders if (folder / name).exists()), None)
 
@@ -179,7 +179,7 @@ def _fidelity(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
     strip = path.with_name("strip.png")
-    report = _read(path, ("by_step", "drift", "episodes", "steps", "world_model", *ORIGIN))
+    report = read_report(path, ("by_step", "drift", "episodes", "steps", "world_model", *ORIGIN))
     charts = {
         name: Markup(svg(draw, f"fidelity-{name}", f"{name} by control step", (3.8, 2.9)))
         for name, draw in panels(report).items()
@@ -190,7 +190,7 @@ def _fidelity(path: Path | None) -> dict[str, Any] | None:
 def _agreement(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
-    content = _read(path, ("policies", "agreement"))
+    content = read_report(path, ("policies", "agreement"))
     rows = content["policies"]
     told = "Real over imagined success, a point for each policy, with intervals"
     return {
@@ -205,7 +205,9 @@ def _agreement(path: Path | None) -> dict[str, Any] | None:
 def _counterfactuals(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
-    content = _read(path, ("families", "held_out", "held_out_families", "unperturbed", *ORIGIN))
+    content = read_report(
+        path, ("families", "held_out", "held_out_families", "unperturbed", *ORIGIN)
+    )
     named = {"not perturbed": content["unperturbed"], **content["families"]}
     named |= {"held-out families": content["held_out"], "all families": content}
     return {
@@ -219,7 +221,7 @@ def _origin(content: Mapping[str, Any]) -> dict[str, Any]:
     return {key: content[key] for key in ("command", "commit", "date") if content.get(key)}
 
 
-def _read(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+def read_report(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     """Read JSON that has these keys; raises ValueError, naming the file, for anything else."""
     try:
         content = json.loads(path.read_text("utf-8"))
