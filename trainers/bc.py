@@ -168,11 +168,11 @@ class Learner:
     def score(
         self, held: Chunks, validate: Callable[[TokenVLA], float] | None, step: int
     ) -> dict[str, float]:
-        """Score the averaged weights, and remember them if they are the best."""
+        """Score the averaged weights, and remember them if they are the best, or have no score."""
         loss = held_out_loss(self.averaged, held, self.config)
         score = -loss if validate is None else float(validate(self.averaged))
         self.stale += 1
-        if score > self.best["score"]:
+        if math.isnan(score) or score > self.best["score"]:
             weights = {name: value.clone() for name, value in self.averaged.state_dict().items()}
             self.best, self.stale = {"score": score, "step": step, "weights": weights}, 0
         return {"eval/loss": loss, "eval/score": score, "eval/best_score": self.best["score"]}

@@ -166,3 +166,24 @@ def test_resumed_it_continues_bit_for_bit(tmp_path):
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
     assert [record["step"] for record in run.metrics()] == [4, 8, 12]
+
+
+def test_resumed_without_a_score_it_ends_with_the_last_weights(tmp_path, monkeypatch):
+    """Nothing held out and nobody to play: there is no best."""
+    config, chunks = replace(CONFIG, held_out=0.0), bright_or_dark()
+    whole = bc.train(config, policy(), chunks, Run(tmp_path / "a"), progress=False)
+    run, log = Run(tmp_path / "b"), Run.log
+
+    def interrupted(self: Run, step: int, metrics: dict) -> None:
+        if step == 8:
+            raise KeyboardInterrupt
+        log(self, step, metrics)
+
+    monkeypatch.setattr(Run, "log", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bc.train(config, policy(), chunks, run, progress=False)
+    monkeypatch.setattr(Run, "log", log)
+    run = Run(tmp_path / "b", resume=True)
+    again = bc.train(config, policy(seed=9), chunks, run, progress=False)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
