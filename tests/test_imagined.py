@@ -129,6 +129,20 @@ def test_only_living_rows_are_imagined():
     assert level(obs) == [126, 116, 100]  # 125.5, 115.75
 
 
+@pytest.mark.parametrize(("exact", "read"), [(False, [3]), (True, [4])])
+def test_a_start_that_rows_share_is_read_once(exact, read):
+    env = imagined(6, deterministic=exact)
+    counts, begin = [], env.world_model.begin
+    env.world_model.begin = lambda frames: (counts.append(len(frames)), begin(frames))[1]
+    obs = start_at(env, 4, 1, 4, 4, 2, 1)  # 3 starts; a tile of the exact mode holds 4
+    assert counts == read
+    assert level(obs) == [104, 101, 104, 104, 102, 101]
+    obs, *_, info = env.step(push(env, 1))
+    assert level(obs) == [117, 114, 117, 117, 115, 114]  # 12.75 more
+    expected = np.array([116.75, 113.75, 116.75, 116.75, 114.75, 113.75]) / 255
+    np.testing.assert_allclose(info["success_probability"], expected, rtol=1e-5)
+
+
 def test_no_model_is_called_when_every_row_is_frozen():
     model = FakeWorldModel()
     env = imagined(2, world_model=model, horizon=1, autoreset_mode="disabled")

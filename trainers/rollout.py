@@ -7,7 +7,7 @@ Only `make_env` asks which world it is. Rows of our environments freeze when the
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
 import wm_gym  # noqa: F401  registers the environments
-from policies.base import Policy
+from policies.base import Act, Policy
 from wm_gym.tasks import get_task
 
 FOREIGN_STARTS = 2**20  # starts of an environment without a pool are seeds: take them from these
@@ -156,10 +156,11 @@ def collect(
     kept: dict[str, list[Tensor]] = defaultdict(list)
     bar = tqdm(total=n, desc="episodes", unit="ep", disable=not progress, leave=False, delay=3)
     while not done.all():
-        image = torch.as_tensor(obs["image"])
+        image, active = torch.as_tensor(obs["image"]), ~done
         with torch.inference_mode(), autocast(policy, dtype):  # not the environment
-            decision = policy.act(obs, instructions, greedy=greedy, generator=generator)
-        active = ~done
+            decision = act_where(
+                active, policy, obs, instructions, greedy=greedy, generator=generator
+            )
         obs, reward, terminated, truncated, info = env.step(_for_env(decision.action, obs, env))
         played = _played(info, policy.chunk, active)
         won |= active & (_array(reward) > 0)
@@ -180,6 +181,31 @@ def collect(
         instructions=instructions,
         starts=torch.as_tensor(np.repeat(np.asarray(starts, np.int64), group_size)),
     )
+
+
+def act_where(
+    active: np.ndarray,
+    policy: Policy,
+    obs: Mapping[str, Any],
+    instructions: Sequence[str],
+    **options: Any,
+) -> Act:
+    """Decide for rows that are `active`, (n,) bool, alone; the others get zeros."""
+    rows = np.flatnonzero(active)
+    if len(rows) == len(active):
+        return policy.act(obs, instructions, **options)
+    decided = policy.act(
+        {name: values[rows] for name, values in obs.items()},
+        [instructions[i] for i in rows],
+        **options,
+    )
+
+    def spread(part: Tensor) -> Tensor:
+        return part.new_zeros(len(active), *part.shape[1:]).index_copy_(
+            0, torch.from_numpy(rows).to(part.device), part
+        )
+
+    return Act(*map(spread, decided))
 
 
 def evaluate(

@@ -78,16 +78,17 @@ class ImaginedVectorEnv(WorldVectorEnv):
 
     @torch.inference_mode()
     def _begin(self, rows: np.ndarray, starts: np.ndarray) -> Tensor:
-        frames = self._pool_frames[torch.from_numpy(starts).to(self.device)]  # (m, T, H, W, 3)
-        self._remember(rows, frames)
-        return frames[:, -1]
+        distinct, which = np.unique(starts, return_inverse=True)  # a group's rows share a start
+        frames = self._pool_frames[torch.from_numpy(distinct).to(self.device)]  # (p, T, H, W, 3)
+        self._remember(rows, frames, which)
+        return frames[torch.from_numpy(which).to(self.device), -1]
 
     @torch.inference_mode()
     def _begin_from_frames(
         self, rows: np.ndarray, frames: np.ndarray, actions: np.ndarray | None
     ) -> Tensor:
         past = torch.as_tensor(frames, device=self.device)
-        self._remember(rows, past)
+        self._remember(rows, past, np.arange(len(rows)))
         return past[:, -1]
 
     def _save(self, rows: np.ndarray) -> tuple[Memory, Tensor, Tensor]:
@@ -109,16 +110,20 @@ class ImaginedVectorEnv(WorldVectorEnv):
             parts = [self._imagine(rows[i], actions[i], steps[i]) for i in exact_tiles(len(rows))]
         return _concatenate(parts, len(rows))
 
-    def _remember(self, rows: np.ndarray, frames: Tensor) -> None:
-        """Fill the memories of rows (m,) from their past, frames uint8 (m, T, H, W, 3)."""
-        if not self.deterministic:
-            return self._read(rows, frames)
-        with one_thread():
-            for i in exact_tiles(len(rows)):
-                self._read(rows[i], frames[i])
+    def _remember(self, rows: np.ndarray, frames: Tensor, which: np.ndarray) -> None:
+        """Fill the memories of rows (m,): the past of row i is frames[which[i]].
 
-    def _read(self, rows: np.ndarray, frames: Tensor) -> None:
-        where = torch.from_numpy(rows).to(self.device)
+        frames: uint8 (p, T, H, W, 3), each of which is read once.
+        """
+        if not self.deterministic:
+            return self._read(rows, frames, which)
+        with one_thread():
+            for tile in exact_tiles(len(frames)):
+                mine = np.isin(which, tile)
+                self._read(rows[mine], frames[tile], np.searchsorted(tile, which[mine]))
+
+    def _read(self, rows: np.ndarray, frames: Tensor, which: np.ndarray) -> None:
+        where, which = (torch.from_numpy(x).to(self.device) for x in (rows, which))
         with self._autocast():
             memory = self.world_model.begin(frames)
             latents = self.world_model.encode(frames, last=self.success.config.window - 1)
@@ -131,8 +136,8 @@ class ImaginedVectorEnv(WorldVectorEnv):
             self._memory = memory.take(everyone)
             self._features = features[everyone]
             self._hits = torch.zeros(self.num_envs, hits, dtype=torch.bool, device=self.device)
-        self._memory.put(where, memory)
-        self._features[where] = features
+        self._memory.put(where, memory.take(which))
+        self._features[where] = features[which]
         self._hits[where] = False
 
     def _imagine(self, rows: np.ndarray, actions: np.ndarray, steps: np.ndarray) -> Played:

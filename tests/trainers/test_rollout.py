@@ -6,6 +6,7 @@ import pytest
 import torch
 from gymnasium.vector import SyncVectorEnv
 
+from policies.base import Act
 from tests.fakes import ScriptedEnv
 from tests.trainers.toy import ForeignEnv, ToyEnv, ToyPolicy
 from trainers.rollout import FOREIGN_STARTS, collect, count_starts, draw_seeds, evaluate, join
@@ -48,6 +49,23 @@ def test_collect_notes_what_was_played():
     assert batch.played.tolist() == [[2, 2], [2, 0]]
     assert batch.instructions == ["match the sign"] * 2
     assert batch.images.dtype == torch.uint8 and batch.images.shape == (2, 2, 8, 8, 3)
+
+
+def test_rows_that_are_done_are_not_decided_for():
+    asked, policy = [], certain([0.0, 0.5])
+    act = policy.act
+
+    def watched(obs: dict, instructions: list[str], **options) -> Act:
+        asked.append(obs["image"][:, 0, 0, 0].tolist())
+        return act(obs, instructions, **options)
+
+    policy.act = watched
+    # odd starts (white) are hit in the first chunk, even ones (black) never
+    batch = collect(policy, ToyEnv(3, horizon=4), starts=[0, 1, 2], group_size=1)
+    assert asked == [[0, 255, 0], [0, 0]]
+    assert batch.sample.shape == (2, 3, 14)
+    assert batch.sample[1, 1].tolist() == [0] * 14 and batch.log_prob[1, 1].tolist() == [0] * 14
+    assert batch.sample[1, [0, 2]][:, [0, 7]].tolist() == [[2, 3]] * 2  # bins of 0.0 and of 0.5
 
 
 def test_tokens_after_success_are_masked():
