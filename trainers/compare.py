@@ -34,7 +34,7 @@ CONTROLS = ("clone_longer", "clone_successes", "blank_picture")
 
 def controls(config: WMPOConfig, run: Run) -> dict[str, Any]:
     """Clone on from the base policy for as long as GRPO took, without and with its successes."""
-    spent = json.loads((run.folder / "done" / f"{improved(config)[0]}.json").read_text())["seconds"]
+    spent = _read(run.folder / "done" / f"{improved(config)[0]}.json")["practice_seconds"]
     speed = run.stage("clone").metrics()[-1]["time/steps_per_second"]
     steps = int(spent * speed)
     sources = {
@@ -141,7 +141,7 @@ def publish(runs: Sequence[Path], path: Path) -> str:
                 "validation": done["clone"]["validation_episodes"],
             }
             seconds = {
-                name: done[name]["seconds"]
+                name: _seconds(done[name])
                 for name in done
                 if name in {*STAGES, "controls", "test"}
             }
@@ -154,6 +154,12 @@ def publish(runs: Sequence[Path], path: Path) -> str:
     )
     write_result(path, content)
     return table(content)
+
+
+def _seconds(report: dict[str, Any]) -> float:
+    """Seconds of a stage, with the practice of attempts that were interrupted."""
+    parts = [part for part in report.values() if isinstance(part, dict)]
+    return max(report["seconds"], sum(part.get("practice_seconds", 0) for part in parts))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -253,8 +253,11 @@ def practise(
     env = imagined_env(config, run, "train", config.imagined_envs, starts=begin, **world)
     grpo.train(settings, policy, env, stage, validation)
     last = stage.metrics()[-1]
-    success, played = last["rollout/success_rate"], last["rollout/episodes"]
-    return policy, {"imagined_success": success, "episodes": played}
+    return policy, {
+        "imagined_success": last["rollout/success_rate"],
+        "episodes": last["rollout/episodes"],
+        "practice_seconds": last["time/seconds"],
+    }
 
 
 Stage = Callable[[WMPOConfig, Run], dict[str, Any]]

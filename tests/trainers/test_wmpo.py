@@ -48,6 +48,7 @@ def finished_run(folder, seed, base, improved):
         "demonstrations": {"demonstrations": 3, "play": 4},
         "rollouts": {"rollouts": 5},
         "clone": {"validation_episodes": 6},
+        "grpo": {"policy_improved_0": {"practice_seconds": 90.0}},  # interrupted, and resumed
         "test": {},
         "test_real_policy_base": {"success": base},
         "test_imagined_policy_base": {"success": base},
@@ -79,6 +80,7 @@ def test_publish_pools_runs_and_counts_episodes(tmp_path):
         "validation": 6,
     }
     assert "test_real_policy_base" not in content["wall_seconds"]
+    assert content["wall_seconds"]["grpo"] == 90.0
     assert "+37.5 points" in table
 
 
