@@ -141,9 +141,7 @@ def publish(runs: Sequence[Path], path: Path) -> str:
                 "validation": done["clone"]["validation_episodes"],
             }
             seconds = {
-                name: _seconds(done[name])
-                for name in done
-                if name in {*STAGES, "controls", "test"}
+                name: _seconds(done[name]) for name in done if name in {*STAGES, "controls", "test"}
             }
     content = result(
         rows,
