@@ -76,7 +76,7 @@ def quickstart(config: QuickstartConfig) -> None:
     print(table(content))
     print(
         f"Real episodes used here: 0 to improve, {2 * config.episodes} to test. Behind the bundled "
-        "weights: see docs/lab-notebook.md. "
+        "weights: see docs/results.md. "
         f"Wall time {sum(seconds.values()) / 60:.1f} minutes.\nRun folder {run.folder}, "
         f"video {video}"
     )
