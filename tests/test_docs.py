@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from trainers import compare
 
 ROOT = Path(__file__).parents[1]
 PAGE = "# Page\n\n<!-- results:begin -->\nold\n<!-- results:end -->\n\nThe rest stays.\n"
@@ -61,6 +64,18 @@ def checkout(tmp_path) -> Path:
 
 def test_tables_agree_with_the_published_results(tables, capsys):
     assert tables.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_the_published_result_is_what_the_outcomes_beside_it_come_to(tmp_path):
+    folders = sorted((ROOT / "docs/results/lift").iterdir())
+    copies = [shutil.copytree(folder, tmp_path / folder.name) for folder in folders]
+    compare.publish(copies, tmp_path / "results.json")
+    found, published = (
+        json.loads(path.read_text())
+        for path in (tmp_path / "results.json", ROOT / "docs/results/lift_wmpo.json")
+    )
+    for key in ("runs", "pooled", "controls", "real_episodes", "wall_seconds", "seeds"):
+        assert found[key] == published[key], key
 
 
 def test_a_section_is_written_from_its_file_and_the_rest_stays(tables, checkout):
