@@ -42,9 +42,9 @@ def results(content: Mapping[str, Any]) -> str:
             "Success in robosuite on test starts, with its 95 % Wilson interval; the difference is "
             "paired by start, with its bootstrap interval.",
             _table(head, [*runs, pooled]),
-            "Controls, on the same test starts: the base policy cloned on for as long as GRPO practised, "
-            "from its demonstrations, and from these and the successful rollouts; the improved policy "
-            "shown a grey picture.",
+            "Controls, on the same test starts: the base policy cloned on for as long as GRPO "
+            "practised, from its demonstrations, and from these and the successful rollouts; the "
+            "improved policy shown a grey picture.",
             _table(("control", "success"), controls),
             "Real episodes used: "
             + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in counts.items())
