@@ -26,7 +26,7 @@ KEYS = {"gripper": "robot0_eef_pos", "object": "object"}
 class ProbeConfig:
     """How the probe is trained."""
 
-    steps: int = 600
+    steps: int = 2000
     batch_size: int = 64
     """Pictures a step."""
     learning_rate: float = 1e-2
