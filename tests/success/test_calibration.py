@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from wm_gym.success.calibration import (
+    Watched,
     calibrate,
     choose_rule,
     episode_scores,
@@ -127,14 +128,29 @@ def test_reliability_is_over_all_windows():
 def test_the_hold_that_rules_out_a_blink_is_chosen():
     blink = np.array([0.0, 0.9, 0.9, 0.9, 0.0, 0.0, 0.0, 0.0, 0.0])  # 3 hits, then gone
     lift = np.array([0.0, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9])  # 8 hits
-    hold, found = choose_rule([blink, lift], [np.zeros(9, bool), lift > 0], false_success_limit=0.0)
+    told = Watched([blink, lift], [np.zeros(9, bool), lift > 0])
+    hold, found, real = choose_rule(told, told, false_success_limit=0.0)
     assert hold == 4  # 2 calls the blink a success; 4, 6 and 8 are right, 4 is the quickest
-    assert (found.f1, found.false_success) == (1.0, 0.0)
+    assert (found.f1, found.false_success) == (real.f1, real.false_success) == (1.0, 0.0)
+
+
+def test_recorded_episodes_have_a_say_in_the_hold():
+    # As imagined a lift of 8 hits and one of 7 that never was: a hold of 8 is right, others err.
+    failed, lifted = np.zeros(9, bool), np.array([False] + [True] * 8)
+    hits = [np.array([0.0] + [0.9] * n + [0.0] * (8 - n)) for n in (7, 8, 5)]
+    imagined = Watched([hits[0], hits[1], hits[1], hits[1]], [failed, lifted, lifted, lifted])
+    assert choose_rule(imagined, imagined, false_success_limit=1.0)[0] == 8
+    # Recorded lifts of 5 hits: 8 and 6 miss both, F1 1 + 0; 4 finds them, F1 6/7 + 1.
+    short = Watched([hits[2], hits[2]], [lifted, lifted])
+    hold, found, real = choose_rule(imagined, short, false_success_limit=1.0)
+    assert (hold, real.f1) == (2, 1.0)  # as right as 4, and quicker
+    assert found.f1 == pytest.approx(6 / 7)
 
 
 def test_the_limit_on_false_successes_comes_before_f1():
     probabilities = [np.full(8, 0.9), np.full(8, 0.9), np.array([0.9] * 3 + [0.0] * 5)]
     # Hold 2 calls the failure a success, too.
     truth = [np.ones(8, bool), np.ones(8, bool), np.zeros(8, bool)]
-    hold, found = choose_rule(probabilities, truth, false_success_limit=0.1)
+    told = Watched(probabilities, truth)
+    hold, found, _ = choose_rule(told, told, false_success_limit=0.1)
     assert hold == 4 and found.false_success == 0.0 and found.recall == 1.0

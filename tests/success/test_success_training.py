@@ -13,7 +13,7 @@ from tests.fakes import FakeWorldModel
 from wm_gym.data import Episode
 from wm_gym.data.windows import holdout_episodes
 from wm_gym.success import training
-from wm_gym.success.calibration import calibrate, choose_rule
+from wm_gym.success.calibration import Watched, calibrate, choose_rule
 from wm_gym.success.classifier import SuccessConfig
 from wm_gym.success.training import (
     LatentWindows,
@@ -211,8 +211,14 @@ def test_the_rule_is_chosen_on_imagined_replays_of_the_episodes_held_out(trained
         for part in (latents_of(Levels(), judged)[0], imagined_latents(Levels(), judged, 80))
     )
     labels = [frame_labels(e) for e in judged]
-    hold, found = choose_rule(replayed, labels, QUICK.false_success_limit)
-    assert found == imagined and (classifier.hold_k, classifier.hold_n) == (hold, hold)
+    hold, found, told = choose_rule(
+        Watched(replayed, labels), Watched(recorded, labels), QUICK.false_success_limit
+    )
+    assert (
+        found == imagined
+        and told == real
+        and (classifier.hold_k, classifier.hold_n) == (hold, hold)
+    )
     assert classifier.threshold == imagined.threshold and not classifier.training
     assert real.reliability == calibrate(recorded, labels, hold, hold).reliability
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from wm_gym.world_model import model as module
 from wm_gym.world_model.dynamics import State
 from wm_gym.world_model.memory import Memory
 from wm_gym.world_model.model import WorldModel, flatten, pixels
@@ -55,6 +56,20 @@ def test_every_value_of_a_pixel_survives_the_round_trip(model, monkeypatch):
     shown = model.decode(torch.zeros(2, 3, model.config.latent_size))
     assert shown.dtype == torch.uint8 and shown.is_contiguous()
     assert torch.equal(shown, frames)
+
+
+def test_a_cpu_draws_many_pictures_a_few_at_a_time(model, monkeypatch):
+    counts, draw = [], model.renderer.forward
+    monkeypatch.setattr(module, "TILE", 4)
+    monkeypatch.setattr(
+        model.renderer, "forward", lambda *state: counts.append(len(state[0])) or draw(*state)
+    )
+    _, latents = model.imagine(*given(model, n=3, k=3))  # 9 pictures
+    shown = model.decode(latents)
+    assert counts == [4, 4, 1]
+    alone = [model.decode(latents[i : i + 1, j : j + 1])[0, 0] for i in range(3) for j in range(3)]
+    far = (shown.flatten(0, 1).int() - torch.stack(alone).int()).abs()
+    assert far.max() <= 1  # kernels may round by batch size
 
 
 @pytest.mark.parametrize(("value", "level"), [(0.004, 128), (1.5, 255), (-1.5, 0)])

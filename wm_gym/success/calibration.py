@@ -13,6 +13,13 @@ from wm_gym.success.classifier import held
 THRESHOLDS = tuple(t / 20 for t in range(1, 20))  # 0.05 to 0.95
 
 
+class Watched(NamedTuple):
+    """What a classifier says of episodes, and the truth: one array (t,) of each an episode."""
+
+    probabilities: list[np.ndarray]  # float32
+    labels: list[np.ndarray]  # bool: whether the task is done at that step
+
+
 class Calibration(NamedTuple):
     """What held-out episodes say about a classifier at its chosen threshold."""
 
@@ -101,24 +108,30 @@ def calibrate(
 
 
 def choose_rule(
-    probabilities: list[np.ndarray],
-    labels: list[np.ndarray],
+    imagined: Watched,
+    recorded: Watched,
     false_success_limit: float = 0.10,
     holds: tuple[int, ...] = (2, 4, 6, 8),
-) -> tuple[int, Calibration]:
-    """Choose how long a success must hold, and the threshold, on imagined replays.
+) -> tuple[int, Calibration, Calibration]:
+    """Choose how long a success must hold, and the threshold.
 
-    probabilities: (t,) what the classifier says of a recorded episode's actions played in the
-    imagined world; labels: (t,) bool, what came of them in the real one. For every hold, all of the
-    last `hold` windows must hit, at the threshold that `calibrate` finds; of these rules those with
-    the fewest false successes over the limit come first, then the best F1, then the shortest hold.
+    imagined: of held-out episodes' actions played in the imagined world, what the classifier says
+    and what came of them in the real one; recorded: of these episodes themselves. For every hold,
+    all of the last `hold` windows must hit, at the threshold that `calibrate` finds on what is
+    imagined; of these rules those with the fewest false successes there over the limit come first,
+    then the best mean of both F1, then the shortest hold. Returns the hold, and what the imagined
+    and the recorded episodes say of its rule.
     """
-    found = [(h, calibrate(probabilities, labels, h, h, false_success_limit)) for h in holds]
+    found = []
+    for hold in holds:
+        chosen = calibrate(*imagined, hold, hold, false_success_limit)
+        real = calibrate(*recorded, hold, hold, thresholds=[chosen.threshold])
+        found.append((hold, chosen, real))
     return min(
         found,
         key=lambda rule: (
             max(rule[1].false_success - false_success_limit, 0),
-            -rule[1].f1,
+            -(rule[1].f1 + rule[2].f1),
             rule[0],
         ),
     )

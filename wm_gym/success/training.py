@@ -17,7 +17,7 @@ from wm_gym.data.measurements import measured
 from wm_gym.data.windows import holdout_episodes
 from wm_gym.evaluation.fidelity import recorded_latents, replay_latents
 from wm_gym.noise import row_noise
-from wm_gym.success.calibration import Calibration, calibrate, choose_rule
+from wm_gym.success.calibration import Calibration, Watched, choose_rule
 from wm_gym.success.classifier import SuccessClassifier, SuccessConfig
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def train_classifier(
     Every episode is there twice: as recorded, and imagined under its actions by a model that is
     told the truth again and again (see `latents_of`), so that the classifier knows how the model
     shows a grasp that fails, and a label always fits what is shown. Returns the classifier with the
-    rule that `choose_rule` finds on imagined replays of the episodes held out, what they say of
-    that rule as recorded, and what as imagined.
+    rule that `choose_rule` finds on the episodes held out, what they say of it as recorded, and
+    what their imagined replays do.
     """
     if not any(e.succeeded for e in episodes):
         raise ValueError(
@@ -98,12 +98,15 @@ def train_classifier(
     classifier.eval()
     judged = sorted(held_out)
     imagined = imagined_latents(model, [episodes[i] for i in judged], config.imagined)
-    watched = [watch(classifier, latents) for latents in imagined]
-    truth = [labels[i][: len(x)] for i, x in zip(judged, imagined, strict=True)]
-    hold, found = choose_rule(watched, truth, config.false_success_limit)
+    hold, found, recorded = choose_rule(
+        Watched(
+            [watch(classifier, latents) for latents in imagined],
+            [labels[i][: len(x)] for i, x in zip(judged, imagined, strict=True)],
+        ),
+        Watched([watch(classifier, seen[i]) for i in judged], [labels[i] for i in judged]),
+        config.false_success_limit,
+    )
     classifier.config = replace(shape, threshold=found.threshold, hold_k=hold, hold_n=hold)
-    watched, truth = [watch(classifier, seen[i]) for i in judged], [labels[i] for i in judged]
-    recorded = calibrate(watched, truth, hold, hold, thresholds=[found.threshold])
     return classifier, recorded, found
 
 

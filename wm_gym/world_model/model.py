@@ -13,6 +13,8 @@ from wm_gym.world_model.memory import Memory
 from wm_gym.world_model.motion import Motion
 from wm_gym.world_model.presets import CELL, WorldModelConfig
 
+TILE = 64  # pictures that a CPU draws at once: what lies between its layers stays at hand
+
 
 class WorldModel(nn.Module, Pretrained):
     """Imagines K frames from what it remembers and K actions (WMPO, section 3.2).
@@ -77,8 +79,10 @@ class WorldModel(nn.Module, Pretrained):
     def decode(self, latents: Tensor) -> Tensor:
         """Draw latents (n, t, f) as pictures, uint8 (n, t, H, W, 3)."""
         state = self.unflatten(latents.flatten(0, 1))
-        drawn = self.renderer(state.grid, state.body)
-        return to_frames(drawn).unflatten(0, latents.shape[:2])
+        size = TILE if latents.device.type == "cpu" else len(state.grid)
+        tiles = zip(state.grid.split(size), state.body.split(size), strict=True)
+        drawn = [to_frames(self.renderer(*tile)) for tile in tiles]
+        return torch.cat(drawn).unflatten(0, latents.shape[:2])
 
     def begin(self, frames: Tensor) -> Memory:
         """Remember pictures, uint8 (n, t, H, W, 3), t >= 1: the first, and the last `memory`."""
