@@ -26,6 +26,11 @@ from wm_gym.imagined import ImaginedVectorEnv
 from wm_gym.world_model.sizes import SIZES, costs, flop
 
 CLOCKS = (8, 64, 512)  # control steps into an episode at which a step must cost the same
+REAL = {
+    "real_steps_per_second": {},
+    "real_every_picture": {"return_frames": True},
+    "real_every_picture_full_meshes": {"return_frames": True, "full_meshes": True},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +140,8 @@ def row(config: SpeedConfig, n: int, chunk: int, rate: float) -> dict[str, Any]:
     with closing(make(config, n, "imagined", return_frames=True, **options)) as env:
         found["every_picture"] = steps_per_second(env, config.seconds)
     if config.real:
-        for name, frames in (("real_steps_per_second", False), ("real_every_picture", True)):
-            with closing(make(config, n, "real", return_frames=frames, **options)) as env:
+        for name, more in REAL.items():
+            with closing(make(config, n, "real", **more, **options)) as env:
                 found[name] = steps_per_second(env, config.seconds)
     if torch.cuda.is_available():
         found["peak_bytes"] = torch.cuda.max_memory_allocated()
