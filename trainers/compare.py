@@ -105,7 +105,8 @@ class Blind:
 def publish(runs: Sequence[Path], path: Path) -> str:
     """Pool the finished runs at these folders into one results file, and return its table.
 
-    Raises FileNotFoundError, naming what is missing, where a run was not played to its end.
+    A stage's wall time is the longest that one of them took. Raises FileNotFoundError, naming what
+    is missing, where a run was not played to its end.
     """
     rows, seconds, control, counted = [], {}, {}, {}
     seeds = []
@@ -140,9 +141,8 @@ def publish(runs: Sequence[Path], path: Path) -> str:
                 "rollouts": done["rollouts"]["rollouts"],
                 "validation": done["clone"]["validation_episodes"],
             }
-            seconds = {
-                name: _seconds(done[name]) for name in done if name in {*STAGES, "controls", "test"}
-            }
+        for name in filter(done.get, (*STAGES, "controls", "test")):
+            seconds[name] = max(seconds.get(name, 0.0), _seconds(done[name]))
     content = result(
         rows,
         controls={name: np.concatenate(flags) for name, flags in control.items()},
