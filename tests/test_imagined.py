@@ -6,6 +6,8 @@ and 0.05 in probability; start s is a picture of 100 + s.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -449,6 +451,38 @@ def random_models(noise: float) -> dict:
 
 def random_actions(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_rows_begin_with_what_the_robot_measures_at_their_start(deterministic):
+    """Of a body of three, x; at starts 0 to 4 it is 10 to 14, and not known at start 3."""
+    models = random_models(noise=0.0)
+    model = models["world_model"]
+    model.config = replace(model.config, robot=("x",))
+    model.body_mean.fill_(10.0), model.body_std.fill_(0.5)
+    x = np.arange(10, 15, dtype=np.float32)[:, None]
+    x[3] = np.nan
+    models["starts"] = replace(models["starts"], low_dim={"x": x})
+    env = imagined(6, **models, deterministic=deterministic)
+    starts = np.array([4, 0, 3, 0, 1, 2])
+    env.reset(seed=0, options={"start": starts})
+    found = env._memory.state[:, -3:]
+    with torch.inference_mode():
+        read = model.begin(torch.from_numpy(models["starts"].frames[:, None])).state[:, -3:]
+    torch.testing.assert_close(found[:, 1:], read[starts][:, 1:])  # these are always read
+    expected = [8.0, 0.0, read[3, 0].item(), 0.0, 2.0, 4.0]
+    assert found[:, 0].tolist() == pytest.approx(expected, abs=1e-5)
+    pictures = models["starts"].frames[starts][:, None]
+    env.reset(options={"frames": pictures})  # nothing is known of these
+    torch.testing.assert_close(env._memory.state[:, -3:], read[starts])
+
+
+def test_starts_without_what_the_robot_must_measure_are_refused():
+    models = random_models(noise=0.0)
+    models["world_model"].config = replace(models["world_model"].config, robot=("x",))
+    models["starts"] = replace(models["starts"], low_dim={"y": np.zeros((5, 1), np.float32)})
+    with pytest.raises(ValueError, match=r"The pool of starts holds no x; it has \['y'\]"):
+        imagined(1, **models)
 
 
 @torch.inference_mode()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -25,6 +27,28 @@ def test_what_is_saved_is_loaded(tmp_path):
         assert len(loaded) == len(pool) and loaded.split == pool.split
         assert np.array_equal(loaded.frames, pool.frames)
         assert np.array_equal(loaded.states, pool.states)
+        assert loaded.low_dim == {}
+
+
+def test_measurements_are_kept_by_split(tmp_path):
+    pools = [
+        replace(pool, low_dim={"hand": np.full((len(pool), 2), number, np.float32)})
+        for number, pool in enumerate(splits())
+    ]
+    save_starts(pools, tmp_path)
+    for number, pool in enumerate(pools):
+        loaded = load_starts("Lift", pool.split, tmp_path)
+        assert list(loaded.low_dim) == ["hand"]
+        assert loaded.low_dim["hand"].tolist() == [[number] * 2] * len(pool)
+
+
+@pytest.mark.parametrize(
+    "rows", [np.zeros((2, 1)), np.zeros((3, 1), np.float32), np.zeros(2, np.float32)]
+)
+def test_measurements_of_other_shapes_or_dtypes_are_refused(rows):
+    pool = fake_pool(2)
+    with pytest.raises(ValueError, match=r"measurements 'hand' must be float32 \(2, d\)"):
+        replace(pool, low_dim={"hand": rows})
 
 
 def test_only_the_file_is_left_behind(tmp_path):

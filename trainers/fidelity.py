@@ -1,5 +1,6 @@
-"""Replay held-out episodes under their true actions in the world model, and measure what differs.
+"""Replay episodes that a world model never saw, under their true actions; say what differs.
 
+wm-gym fidelity                                        # the bundled weights, new real episodes
 wm-gym fidelity --world-model runs/lift/world_model --episodes runs/lift/data/*.hdf5 --long 16
 """
 
@@ -7,16 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from policies.token import TokenVLA
+from trainers.fresh import play_expert, play_policy
 from trainers.wmpo import device
 from wm_gym.checks import check_count, check_size
-from wm_gym.data.collection import record_expert
 from wm_gym.data.episodes import Episode, load
 from wm_gym.data.windows import holdout_episodes
 from wm_gym.evaluation.fidelity import (
@@ -32,16 +34,14 @@ from wm_gym.evaluation.fidelity import (
 from wm_gym.evaluation.figures import plot_report, write_strips
 from wm_gym.evaluation.paired import provenance, write_result
 from wm_gym.evaluation.probe import KEYS, ProbeConfig, positions, train_probe
-from wm_gym.real.expert import PLAY
-from wm_gym.real.pool import SimulationPool
 from wm_gym.starts import load_starts
-from wm_gym.tasks import get_task
 from wm_gym.world_model.loading import load_world_model
 from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.training import WorldModelTrainingConfig
 from wm_gym.world_model.transformer import VideoTransformer
 
 TABLE_STEPS = (1, 8, 16, 32, 64)
+PROBED = (48, 160)  # new episodes for the probe, and their control steps
 LONG = 512  # control steps of a long episode, eight times what a policy gets
 LONG_STEPS = (*TABLE_STEPS, 128, 256, LONG)
 FINE = 16  # sampling steps that a few are compared with
@@ -60,22 +60,28 @@ COLUMNS = {
 class FidelityConfig:
     """Which world model is judged, and on what."""
 
-    episodes: tuple[Path, ...]
+    episodes: tuple[Path, ...] = ()
     """Files that the world model was trained on, all episodes of a source and no others: only then
-    are the episodes held out here the ones that were held out there."""
+    are the episodes held out here the ones that were held out there. Without any, new ones are
+    played in robosuite, `fresh` of them by each of two players."""
+    fresh: int = 32
+    """New episodes of `policy`, and as many of the expert that errs, each from a validation start
+    that nothing was trained on."""
+    policy: str = "lift/policy_base"
+    """A folder, a bundled name or a Hub id."""
     world_model: str = "lift"
     """A folder, a bundled name or a Hub id."""
     out: Path = Path("runs/fidelity")
-    """Folder for fidelity.json, fidelity.png, strip.png, and long.hdf5 with `long`."""
+    """Folder for fidelity.json, fidelity.png, strip.png, and what the expert plays."""
     steps: int = 64
-    """Control steps that are replayed; shorter episodes are left out."""
+    """Control steps that are replayed; shorter recordings are left out."""
     long: int = 0
     """Episodes of 512 steps that the expert that errs plays in robosuite, from validation starts
     that nothing was trained on, to be replayed beside the others; kept in long.hdf5."""
     task: str = "Lift"
-    """What is played in these."""
+    """What is played in robosuite."""
     workers: int | None = None
-    """Simulator processes for these; one a core by default."""
+    """Simulator processes; one a core by default."""
     held_out: float = WorldModelTrainingConfig().held_out
     """Share of the episodes of every source that is judged, as in the world model's training."""
     seed: int = WorldModelTrainingConfig().seed
@@ -91,9 +97,13 @@ def fidelity(config: FidelityConfig) -> None:
         check_count("long", config.long)
     check_count("probe.steps", config.probe.steps)
     model = load_world_model(config.world_model, device=device())
-    episodes = load(config.episodes)
+    if config.episodes:
+        episodes = load(config.episodes)
+        held = holdout_episodes([e.source for e in episodes], config.held_out, config.seed)
+    else:
+        new = play_new(config)
+        episodes, held = new + play_for_probe(config), list(range(len(new)))
     check_size(episodes, model.config.image_size)
-    held = holdout_episodes([e.source for e in episodes], config.held_out, config.seed)
     judged = long_enough([episodes[i] for i in held], config.steps)
     numbers = [i for i in held if len(episodes[i]) >= config.steps]
     apart = set(held)
@@ -123,6 +133,7 @@ def fidelity(config: FidelityConfig) -> None:
             "judged_successes": sum(e.succeeded for e in judged),
             "judged_sources": dict(Counter(e.source for e in judged)),
         },
+        "psnr_by_source": by_source(figures["whole/psnr"], judged),
         "by_step": by_step,
         "drift": drift,
         "rows": _rows(figures, judged, numbers),
@@ -131,11 +142,10 @@ def fidelity(config: FidelityConfig) -> None:
     plot_report(config.out / "fidelity.png", report)
     write_strips(config.out / "strip.png", _strips(replays, report["rows"]))
     print(table(report))
+    for source, decibels in report["psnr_by_source"].items():
+        print(f"{source}, PSNR: {_told(decibels)}")
     if long:
-        print(
-            f"{config.long} episodes of {LONG} steps, PSNR: "
-            + ", ".join(f"{value:.2f} at {step}" for step, value in long["psnr"].items())
-        )
+        print(f"{config.long} episodes of {LONG} steps, PSNR: {_told(long['psnr'])}")
     print(f"Written to {config.out}: fidelity.json, fidelity.png, strip.png")
 
 
@@ -153,6 +163,15 @@ def summary(by_step: Mapping[str, Any], drift: Mapping[str, Any]) -> dict[str, d
     }
     for thing, values in drift.get("by_step", {}).items():
         found[f"{thing}_drift_mm"] = picked(values["imagined"], "q50")
+    return found
+
+
+def by_source(decibels: Tensor, judged: Sequence[Episode]) -> dict[str, dict[str, float]]:
+    """Mean dB (n, t) of each source's episodes, at `TABLE_STEPS`."""
+    found = {}
+    for source in dict.fromkeys(e.source for e in judged):
+        mean = decibels[[i for i, e in enumerate(judged) if e.source == source]].mean(0)
+        found[source] = {str(t): rounded(float(mean[t - 1])) for t in TABLE_STEPS if t <= len(mean)}
     return found
 
 
@@ -174,25 +193,36 @@ def few_step_loss(
     return round(float(next(shown) - next(shown)), 4)
 
 
+def play_new(config: FidelityConfig) -> list[Episode]:
+    """Play `fresh` episodes of the policy in robosuite, and as many of the expert that errs."""
+    policy = TokenVLA.from_pretrained(config.policy, device=device())
+    starts = len(load_starts(config.task, "validation"))
+    n = check_count("fresh", config.fresh, starts // 2)
+    settings = config.steps, config.seed, config.workers
+    mine = play_policy(config.task, policy, range(n), *settings)
+    return mine + _expert(config, "expert", "validation", range(n, 2 * n), config.steps)
+
+
+def play_for_probe(config: FidelityConfig) -> list[Episode]:
+    """Let the expert that errs play in robosuite what the probe learns from."""
+    count, steps = PROBED
+    return _expert(config, "probe", "train", range(count), steps)
+
+
+def _expert(
+    config: FidelityConfig, name: str, split: str, starts: Sequence[int], steps: int
+) -> list[Episode]:
+    settings = {"source": name, "seed": config.seed, "workers": config.workers}
+    return play_expert(config.out / f"{name}.hdf5", config.task, split, starts, steps, **settings)
+
+
 def replay_long(model: WorldModel | VideoTransformer, config: FidelityConfig) -> dict[str, Any]:
     """Play episodes of `LONG` steps in robosuite, and imagine them: mean dB by step.
 
     Those that are recorded already are not played again.
     """
-    task = get_task(config.task)
-    path, starts = config.out / "long.hdf5", load_starts(config.task, "validation")
-    with SimulationPool(task, config.workers) as pool:
-        record_expert(
-            path,
-            task,
-            starts,
-            range(config.long),
-            replace(PLAY, length=LONG),
-            source="long",
-            seed=config.seed,
-            pool=pool,
-        )
-    replays = replay_episodes(model, load([path]), LONG)
+    episodes = _expert(config, "long", "validation", range(config.long), LONG)
+    replays = replay_episodes(model, episodes, LONG)
     by_step = psnr(replays.imagined, replays.real[:, 1:]).mean(0)
     return {
         "episodes": config.long,
@@ -215,6 +245,10 @@ def table(report: Mapping[str, Any]) -> str:
     text = ["  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
     note = "in brackets: the probe's own error on real pictures" if drift else ""
     return "\n".join([*text, note or f"Without drift: {report['drift']['left_out']}"])
+
+
+def _told(by_step: Mapping[str, float]) -> str:
+    return ", ".join(f"{value:.2f} at {step}" for step, value in by_step.items())
 
 
 def _nested(figures: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wm_gym.checks import check_choice, check_limit
 from wm_gym.contract import Played, WorldVectorEnv
+from wm_gym.data.measurements import measurements
 from wm_gym.noise import row_noise
 from wm_gym.state import map_arrays
 
@@ -67,6 +68,7 @@ class ImaginedVectorEnv(WorldVectorEnv):
         if self.pool.past is not None:
             pictures = np.concatenate([self.pool.past, pictures], axis=1)
         self._pool_frames = torch.as_tensor(pictures, device=self.device)
+        self._pool_robot = self._measured_starts()  # (s, q), where it is known
         self._memory: Memory | None = None  # the n rows' memories
         self._features: Tensor | None = None  # (n, window - 1, d) of the last frames
         self._hits: Tensor | None = None  # (n, hold_n - 1) bool, the last windows' verdicts
@@ -74,13 +76,16 @@ class ImaginedVectorEnv(WorldVectorEnv):
     def close_extras(self, **kwargs: Any) -> None:
         """Let go of the models and of the rows' memories."""
         self.world_model = self.success = None
-        self._memory = self._features = self._hits = self._pool_frames = None
+        self._memory = self._features = self._hits = None
+        self._pool_frames = self._pool_robot = None
 
     @torch.inference_mode()
     def _begin(self, rows: np.ndarray, starts: np.ndarray) -> Tensor:
         distinct, which = np.unique(starts, return_inverse=True)  # a group's rows share a start
-        frames = self._pool_frames[torch.from_numpy(distinct).to(self.device)]  # (p, T, H, W, 3)
-        self._remember(rows, frames, which)
+        chosen = torch.from_numpy(distinct).to(self.device)
+        frames = self._pool_frames[chosen]  # (p, T, H, W, 3)
+        robot = None if self._pool_robot is None else self._pool_robot[chosen]
+        self._remember(rows, frames, which, robot)
         return frames[torch.from_numpy(which).to(self.device), -1]
 
     @torch.inference_mode()
@@ -110,24 +115,32 @@ class ImaginedVectorEnv(WorldVectorEnv):
             parts = [self._imagine(rows[i], actions[i], steps[i]) for i in exact_tiles(len(rows))]
         return _concatenate(parts, len(rows))
 
-    def _remember(self, rows: np.ndarray, frames: Tensor, which: np.ndarray) -> None:
+    def _remember(
+        self, rows: np.ndarray, frames: Tensor, which: np.ndarray, robot: Tensor | None = None
+    ) -> None:
         """Fill the memories of rows (m,): the past of row i is frames[which[i]].
 
-        frames: uint8 (p, T, H, W, 3), each of which is read once.
+        frames: uint8 (p, T, H, W, 3), each of which is read once; robot: float32 (p, q), what is
+        measured where they end.
         """
         if not self.deterministic:
-            return self._read(rows, frames, which)
+            return self._read(rows, frames, which, robot)
         with one_thread():
             for tile in exact_tiles(len(frames)):
                 mine = np.isin(which, tile)
-                self._read(rows[mine], frames[tile], np.searchsorted(tile, which[mine]))
+                told = None if robot is None else robot[tile]
+                self._read(rows[mine], frames[tile], np.searchsorted(tile, which[mine]), told)
 
-    def _read(self, rows: np.ndarray, frames: Tensor, which: np.ndarray) -> None:
+    def _read(
+        self, rows: np.ndarray, frames: Tensor, which: np.ndarray, robot: Tensor | None
+    ) -> None:
         where, which = (torch.from_numpy(x).to(self.device) for x in (rows, which))
         with self._autocast():
             memory = self.world_model.begin(frames)
             latents = self.world_model.encode(frames, last=self.success.config.window - 1)
             features = self.success.embed(latents).float()
+        if robot is not None:
+            memory = self.world_model.tell(memory, robot)
         missing = self.success.config.window - 1 - features.shape[1]
         features = torch.cat([features[:, :1].expand(-1, missing, -1), features], 1)
         if self._memory is None:
@@ -182,6 +195,14 @@ class ImaginedVectorEnv(WorldVectorEnv):
     def _autocast(self) -> torch.autocast:
         enabled = self.dtype == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    def _measured_starts(self) -> Tensor | None:
+        """What robots measure at the pool's starts, where the world model asks for it."""
+        names = getattr(self.world_model.config, "robot", ())
+        if not names or not self.pool.low_dim:
+            return None
+        rows = measurements(self.pool.low_dim, names, len(self.pool), "The pool of starts")
+        return torch.from_numpy(rows).to(self.device)
 
     def _check_models(self) -> None:
         size, most = self.world_model.config.image_size, self.world_model.config.max_chunk

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,8 @@ from wm_gym.tasks import get_task
 
 SPLITS = ("train", "validation", "test")
 FILE_NAME = "starts.npz"
+ROBOT = "robot0_"  # how the keys of what a robot measures of itself begin
+LOW_DIM = "low_dim/"  # before the key of a measurement in files
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,6 +31,9 @@ class StartPool:
     past: np.ndarray | None = None
     """(s, T - 1, H, W, 3) uint8, the pictures before, oldest first, where starts lie in the middle
     of an episode; for the imagined world alone, and `states` may be NaN."""
+    low_dim: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What the robot measures of itself there, float32 (s, d) each, by robomimic's keys; NaN where
+    that is not known. Without it the imagined world reads it from the pictures."""
 
     def __post_init__(self) -> None:
         """Check shapes and dtypes; raises ValueError."""
@@ -43,6 +48,12 @@ class StartPool:
                 f"Start states must be float64 ({len(frames)}, d), one a frame, got {states.dtype} "
                 f"{states.shape}; record them again."
             )
+        for key, rows in self.low_dim.items():
+            if rows.dtype != np.float32 or rows.ndim != 2 or len(rows) != len(frames):
+                raise ValueError(
+                    f"Start measurements {key!r} must be float32 ({len(frames)}, d), one row a "
+                    f"frame, got {rows.dtype} {rows.shape}; record them again."
+                )
         past = self.past
         if past is None:
             return
@@ -77,7 +88,10 @@ def load_starts(task: str, split: str, folder: Path | str | None = None) -> Star
         )
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return StartPool(arrays[f"{split}_frames"], arrays[f"{split}_states"], task, split)
+            prefix = f"{split}_{LOW_DIM}"
+            low_dim = {k.removeprefix(prefix): arrays[k] for k in arrays if k.startswith(prefix)}
+            parts = arrays[f"{split}_frames"], arrays[f"{split}_states"]
+            return StartPool(*parts, task, split, low_dim=low_dim)
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} does not hold the {split} starts of task {task!r} ({error}); expected arrays "
@@ -102,6 +116,8 @@ def save_starts(pools: Sequence[StartPool], folder: Path | str) -> Path:
         )
     arrays = {f"{pool.split}_frames": pool.frames for pool in pools}
     arrays |= {f"{pool.split}_states": pool.states for pool in pools}
+    for pool in pools:
+        arrays |= {f"{pool.split}_{LOW_DIM}{key}": rows for key, rows in pool.low_dim.items()}
     path = Path(folder) / FILE_NAME
     with replacing(path) as aside, aside.open("wb") as file:
         np.savez_compressed(file, **arrays)

@@ -34,7 +34,8 @@ class FakePool:
         return [getattr(self, name)(*request) for request in requests]
 
     def sample_start(self, seed):
-        return np.array([seed, 0.5]), np.full((4, 4, 3), seed % 251, np.uint8)
+        low_dim = {"robot0_hand": np.float32([seed, 1]), "object": np.float32([2])}
+        return np.array([seed, 0.5]), np.full((4, 4, 3), seed % 251, np.uint8), low_dim
 
     def demonstrate(self, state, expert, seed, steps, tail):
         assert expert is DEMONSTRATION and tail == TAIL
@@ -73,6 +74,8 @@ def test_starts_of_a_split_are_drawn_from_its_own_seeds():
     assert test.states[:, 0].tolist() == [2_000_000 + i for i in range(6)]
     assert train.frames[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
     assert (train.task, train.split, len(train), test.split) == ("Lift", "train", 6, "test")
+    assert list(test.low_dim) == ["robot0_hand"]  # not where the object is
+    assert test.low_dim["robot0_hand"].tolist() == [[2_000_000 + i, 1] for i in range(6)]
     assert pool.calls == [4, 2, 4, 2]
 
 

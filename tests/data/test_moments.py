@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from tests.fakes import imagined
-from wm_gym.data.moments import PAST, draw_moments, load_moments, save_moments, with_moments
+from wm_gym.data.moments import (
+    PAST,
+    Moments,
+    draw_moments,
+    load_moments,
+    save_moments,
+    with_moments,
+)
 from wm_gym.real.vector import RealVectorEnv
 from wm_gym.starts import StartPool
+
+NOTHING = Moments(np.zeros((1, 2, 4, 4, 3), np.uint8), {})
 
 
 @pytest.fixture
@@ -26,7 +37,7 @@ def levels(moments: np.ndarray) -> np.ndarray:
 
 def test_a_moment_shows_where_its_episode_began_and_the_pictures_just_before(make_episode):
     episodes = [make_episode(number, t=15) for number in range(4)]  # levels 10 x number + time
-    shown = levels(draw_moments(episodes, 40, seed=0))
+    shown = levels(draw_moments(episodes, 40, seed=0).frames)
     time = shown[:, -1] - shown[:, 0]
     assert (shown[:, 0] % 10 == 0).all()
     before = np.arange(1 - PAST, 1)[None]  # the PAST pictures that end with the moment
@@ -36,22 +47,22 @@ def test_a_moment_shows_where_its_episode_began_and_the_pictures_just_before(mak
 
 def test_episodes_take_turns(make_episode):
     episodes = [make_episode(number, t=3) for number in range(5)]
-    firsts = levels(draw_moments(episodes, 12, seed=1))[:, 0]
+    firsts = levels(draw_moments(episodes, 12, seed=1).frames)[:, 0]
     assert sorted(np.bincount(firsts // 10)) == [2, 2, 2, 3, 3]
 
 
 def test_no_moment_comes_after_success(make_episode):
     episode = make_episode(t=9, success=(3, 4))  # done after the action at 3, in picture 4
-    assert set(levels(draw_moments([episode], 60, seed=0))[:, -1]) == {1, 2, 3}
+    assert set(levels(draw_moments([episode], 60, seed=0).frames)[:, -1]) == {1, 2, 3}
     at_once = make_episode(t=2, success=(0,))
-    assert set(levels(draw_moments([at_once], 9, seed=0))[:, -1]) == {0}
+    assert set(levels(draw_moments([at_once], 9, seed=0).frames)[:, -1]) == {0}
 
 
 def test_a_pool_keeps_its_starts_and_these_are_at_rest(pool):
     moments = np.arange(3, dtype=np.uint8)[None, :, None, None, None] + np.zeros(
         (2, 1, 4, 4, 3), np.uint8
     )
-    more = with_moments(pool, moments)
+    more = with_moments(pool, Moments(moments, {}))
     assert (more.task, more.split, len(more)) == ("Lift", "train", 4)
     assert levels(more.past).tolist() == [[100, 100], [101, 101], [0, 1], [0, 1]]
     assert more.frames[:, 0, 0, 0].tolist() == [100, 101, 2, 2]
@@ -60,13 +71,38 @@ def test_a_pool_keeps_its_starts_and_these_are_at_rest(pool):
 
 def test_moments_of_another_size_are_refused(pool):
     with pytest.raises(ValueError, match=r"\(m, T, 4, 4, 3\).*got uint8 \(1, 2, 8, 8, 3\)"):
-        with_moments(pool, np.zeros((1, 2, 8, 8, 3), np.uint8))
+        with_moments(pool, Moments(np.zeros((1, 2, 8, 8, 3), np.uint8), {}))
+
+
+def test_a_moment_comes_with_what_the_robot_measures_there(make_episode):
+    """Its own measurements alone; the hand is where the picture's level says."""
+    episodes = []
+    for number in range(3):
+        low_dim = {"robot0_eef_pos": 10 * number + np.arange(7, dtype=np.float32)[:, None]}
+        low_dim["object"] = np.zeros((7, 14), np.float32)
+        episodes.append(replace(make_episode(number, t=6), low_dim=low_dim))
+    moments = draw_moments(episodes, 20, seed=0)
+    assert list(moments.low_dim) == ["robot0_eef_pos"]
+    hand = moments.low_dim["robot0_eef_pos"]
+    assert hand.dtype == np.float32 and hand.shape == (20, 1)
+    assert np.array_equal(hand[:, 0], levels(moments.frames)[:, -1])
+
+
+def test_a_pool_keeps_the_measurements_that_moments_have_too(pool):
+    known = {"hand": np.float32([[1], [2]]), "fingers": np.float32([[5], [6]])}
+    moments = Moments(np.zeros((1, 2, 4, 4, 3), np.uint8), {"hand": np.float32([[3]])})
+    more = with_moments(replace(pool, low_dim=known), moments)
+    assert {key: rows.tolist() for key, rows in more.low_dim.items()} == {"hand": [[1], [2], [3]]}
 
 
 def test_moments_come_back_from_their_file(tmp_path):
-    moments = np.random.default_rng(0).integers(0, 256, (3, 2, 4, 4, 3), np.uint8)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 2, 4, 4, 3), np.uint8)
+    moments = Moments(frames, {"hand": np.float32([[1, 2], [3, 4], [5, 6]])})
     assert save_moments(moments, tmp_path) == tmp_path / "moments.npz"
-    assert np.array_equal(load_moments("Lift", tmp_path), moments)
+    found = load_moments("Lift", tmp_path)
+    assert np.array_equal(found.frames, frames)
+    assert list(found.low_dim) == ["hand"]
+    assert np.array_equal(found.low_dim["hand"], moments.low_dim["hand"])
 
 
 def test_a_missing_or_damaged_file_of_moments_is_named(tmp_path):
@@ -98,7 +134,7 @@ def test_an_imagined_episode_begins_at_a_moment():
 
 def test_the_real_world_cannot_begin_at_a_moment(pool):
     with pytest.raises(ValueError, match="pictures alone"):
-        RealVectorEnv("Lift", starts=with_moments(pool, np.zeros((1, 2, 4, 4, 3), np.uint8)))
+        RealVectorEnv("Lift", starts=with_moments(pool, NOTHING))
 
 
 def test_pasts_of_another_shape_are_refused(pool):

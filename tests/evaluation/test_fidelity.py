@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from wm_gym.data import Episode
 from wm_gym.evaluation.fidelity import (
     Replays,
     edge_map,
+    known,
     long_enough,
     measure,
     moving,
@@ -28,7 +30,8 @@ from wm_gym.evaluation.fidelity import (
     steps_to_judge,
 )
 from wm_gym.noise import row_noise
-from wm_gym.world_model.model import pixels
+from wm_gym.world_model.model import WorldModel, pixels
+from wm_gym.world_model.presets import WorldModelConfig
 from wm_gym.world_model.training import frame_loss
 
 
@@ -119,6 +122,35 @@ def test_the_pictures_of_a_replay_are_those_of_its_latents():
     assert latents.shape == (2, 19, 3, SIZE, SIZE)
     pictures = replay(model, first, actions, chunk=8, seed=5)
     assert torch.equal(pictures, model.decode(latents))
+
+
+def test_a_replay_begins_with_what_the_robot_measured(model_of_x):
+    """x is told where the model asks for it, and else read from the picture."""
+    episodes = [
+        replace(brighten(s, 4), low_dim={"x": np.full((5, 1), 3.0 + s, "f4")}) for s in (0, 1)
+    ]
+    assert known(model_of_x, episodes) is None
+    model_of_x.config = replace(model_of_x.config, robot=("x",))
+    robot = known(model_of_x, episodes)
+    assert robot.tolist() == [[3.0], [4.0]]
+    begun, roll = [], model_of_x.roll
+    model_of_x.roll = lambda state, *rest: begun.append(state.body[:, 0]) or roll(state, *rest)
+    first = torch.from_numpy(np.stack([e.frames[0] for e in episodes]))
+    actions = torch.from_numpy(np.stack([e.actions for e in episodes]))
+    replay_latents(model_of_x, first, actions, robot=robot)
+    replay_report(model_of_x, episodes, steps=(1,))
+    replay_latents(model_of_x, first, actions)
+    for state in (begun[0], begun[1]):
+        assert state.tolist() == pytest.approx([(3 - 1) / 4, (4 - 1) / 4])
+    assert begun[-1].tolist() != pytest.approx([0.5, 0.75])
+
+
+@pytest.fixture
+def model_of_x() -> WorldModel:
+    shape = {"outer": 8, "width": 8, "vector": 16, "draw": (8, 8), "embed": 16}
+    model = WorldModel(WorldModelConfig(SIZE, body=("x",), body_size=1, noise=0.0, **shape))
+    model.body_mean.fill_(1.0), model.body_std.fill_(4.0)
+    return model.requires_grad_(False)
 
 
 def test_a_report_has_three_figures_a_step():

@@ -143,9 +143,10 @@ def test_a_state_of_another_size_is_refused(simulation, size):
 def test_a_start_follows_from_its_seed_alone(simulation, simulations):
     simulation.set_state(load_starts("Lift", "train").states[0])
     simulation.step(np.ones(7))
-    here = simulation.sample_start(5), simulation.render()
+    here = simulation.sample_start(5), simulation.render(), simulation.low_dim()
     there = simulations.map("sample_start", [(5,), (6,)])
     assert np.array_equal(here[0], there[0][0]) and np.array_equal(here[1], there[0][1])
+    assert all(np.array_equal(row, there[0][2][key]) for key, row in here[2].items())
     assert (there[1][0] != here[0]).any() and (there[1][1] != here[1]).any()
 
 

@@ -86,8 +86,9 @@ START = np.array([0.0, 7.0])
 
 
 def test_a_start_comes_with_its_picture(worker):
-    state, picture = worker().sample_start(4)
+    state, picture, low_dim = worker().sample_start(4)
     assert state.tolist() == [4, 0] and (picture == 4).all()
+    assert {key: row.tolist() for key, row in low_dim.items()} == {"hidden": [0]}
 
 
 def test_play_goes_on_from_the_given_state(worker):

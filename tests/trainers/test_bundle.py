@@ -97,7 +97,7 @@ def test_models_starts_and_moments_are_shipped(shipped):
     assert SuccessClassifier.from_pretrained(shipped / "success").config.channels == 8
     assert len(load_starts("Lift", "train", shipped)) == 2
     moments = load_moments("Lift", shipped)
-    assert moments.shape == (3, 11, 16, 16, 3) and (moments == 9).all()
+    assert moments.frames.shape == (3, 11, 16, 16, 3) and (moments.frames == 9).all()
 
 
 def test_cards_say_what_was_measured(shipped):

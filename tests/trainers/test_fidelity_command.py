@@ -14,6 +14,7 @@ from PIL import Image
 
 from tests.fakes import SIZE, FakeWorldModel
 from trainers import fidelity as module
+from trainers import fresh
 from trainers.cli import main
 from trainers.fidelity import FidelityConfig, fidelity, table
 from wm_gym.data import Episode, EpisodeWriter
@@ -209,8 +210,8 @@ def test_long_episodes_are_played_once_and_judged_by_step(loaded, tmp_path, monk
                 writer.append(episode(i, 16, source))
 
     monkeypatch.setattr(module, "LONG", 16)
-    monkeypatch.setattr(module, "record_expert", demonstrate)
-    monkeypatch.setattr(module, "SimulationPool", lambda task, workers: nullcontext())
+    monkeypatch.setattr(fresh, "record_expert", demonstrate)
+    monkeypatch.setattr(fresh, "SimulationPool", lambda task, workers: nullcontext())
     paths = record(tmp_path)
     out = tmp_path / "out"
     config = FidelityConfig(paths, out=out, steps=8, held_out=0.5, probe=QUICK, long=2)
@@ -220,6 +221,40 @@ def test_long_episodes_are_played_once_and_judged_by_step(loaded, tmp_path, monk
     assert long["episodes"] == 2 and set(long["psnr"]) == {"1", "8", "16"}
     assert min(long["psnr"].values()) > 45  # the fake is right to a rounding
     assert "2 episodes of 16 steps, PSNR: " in capsys.readouterr().out
+
+
+def test_without_files_a_policy_and_the_expert_play_new_episodes(loaded, tmp_path, monkeypatch):
+    asked = []
+
+    def policy(task, policy, starts, steps, seed, workers):
+        asked.append(("policy", policy, list(starts), steps, seed))
+        return [episode(i, steps, "policy") for i in starts]
+
+    def expert(path, task, split, starts, steps, *, source, seed, workers):
+        asked.append((path.name, split, list(starts), steps, seed))
+        return [episode(i, steps, source) for i in starts]
+
+    monkeypatch.setattr(module, "play_policy", policy)
+    monkeypatch.setattr(module, "play_expert", expert)
+    monkeypatch.setattr(module.TokenVLA, "from_pretrained", lambda name, device: name)
+    monkeypatch.setattr(module, "PROBED", (3, 9))
+    fidelity(FidelityConfig(out=tmp_path, steps=8, fresh=2, policy="mine", seed=5, probe=QUICK))
+    assert asked == [
+        ("policy", "mine", [0, 1], 8, 5),
+        ("expert.hdf5", "validation", [2, 3], 8, 5),  # other starts than the policy's
+        ("probe.hdf5", "train", [0, 1, 2], 9, 5),
+    ]
+    report = json.loads((tmp_path / "fidelity.json").read_text())
+    assert report["files"] == [] and report["drift"]["training_episodes"] == 3
+    assert report["counts"]["judged_sources"] == {"policy": 2, "expert": 2}
+    assert [row["start"] for row in report["rows"]] == [0, 1, 2, 3]
+
+
+def test_the_psnr_of_each_source_by_hand():
+    decibels = torch.tensor([[10.0] * 8, [30.0] * 8, [26.0] * 7 + [20.0]])
+    judged = [episode(i, 8, source) for i, source in enumerate(["a", "b", "a"])]
+    found = module.by_source(decibels, judged)
+    assert found == {"a": {"1": 18.0, "8": 15.0}, "b": {"1": 30.0, "8": 30.0}}
 
 
 def spreads(**values: list) -> dict:
@@ -251,7 +286,7 @@ def test_the_table_by_hand():
         ({"probe": ProbeConfig(steps=0)}, "probe.steps must be an integer at least 1, got 0"),
         ({"steps": 40}, "2 episodes of at least 40 steps, got 0 of 6; pass more"),
         ({"held_out": 1.0}, "fraction must lie between 0 and 1; got 1.0"),
-        ({"episodes": ()}, "pictures of 8 x 8; the episodes have none"),
+        ({"episodes": (), "fresh": 65}, "fresh must be an integer from 1 to 64, got 65"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(loaded, tmp_path, options, message):

@@ -205,13 +205,13 @@ def test_noise_matters_from_its_own_frame_on(model):
 
 
 def test_noise_is_added_to_the_body_before_every_step(model, monkeypatch):
-    """It has a standard deviation of 0.003; nothing else is touched."""
+    """It has the standard deviation that is configured; nothing else is touched."""
     memory, actions, noise = given(model, k=3)
     told = []
     monkeypatch.setattr(model.transition, "forward", lambda state, _: told.append(state) or state)
     latents = model.imagine(memory, actions, noise)[1]
     rest, body = memory.state.split([48, 3], dim=1)
-    expected = body[:, None] + 0.003 * noise.cumsum(1)
+    expected = body[:, None] + model.config.noise * noise.cumsum(1)
     torch.testing.assert_close(torch.stack([state.body for state in told], 1), expected)
     torch.testing.assert_close(latents[:, :, 48:], expected)
     assert torch.equal(latents[:, :, :48], rest[:, None].expand(-1, 3, -1))
@@ -230,6 +230,19 @@ def test_what_is_measured_is_told_in_its_own_units_after_every_step(model):
     other[:, 2] += 1
     changed = differ(latents, model.follow(memory, actions, other))
     assert changed == [[False] * 2 + [True] * 3] * 2
+
+
+def test_what_a_robot_measures_stands_where_pictures_were_read(model):
+    """Its first 2 of 3 numbers are told, one of them in one row only."""
+    memory, _, _ = given(model)
+    before = memory.state.clone()
+    model.body_mean.copy_(torch.tensor([1.0, -2.0, 0.5]))
+    model.body_std.copy_(torch.tensor([0.5, 4.0, 1.0]))
+    told = model.tell(memory, torch.tensor([[2.0, 6.0], [0.0, torch.nan]])).state
+    expected = before.clone()
+    expected[:, 48] = torch.tensor([2.0, -2.0])
+    expected[0, 49] = 2.0
+    assert torch.equal(told, expected) and torch.equal(memory.state, before)
 
 
 def test_told_what_it_imagines_anyway_it_imagines_the_same(model):

@@ -104,6 +104,17 @@ def test_a_convolution_is_a_matrix_of_its_outputs_and_the_rest():
     assert values.min() > 0.6 and values.max() < 1.3
 
 
+@pytest.mark.parametrize("shape", [(3, 6, 9), (3, 9, 6)])
+def test_a_stack_of_matrices_is_moved_one_by_one(shape):
+    weights, gradient = (
+        drawn(*shape),
+        drawn(*shape, seed=1) * torch.tensor([1.0, 9, 0.1])[:, None, None],
+    )
+    moved = step(weights, gradient)
+    for one, start, slope in zip(moved, weights, gradient, strict=True):
+        torch.testing.assert_close(one, step(start, slope), atol=1e-3, rtol=0)
+
+
 def test_weights_without_a_gradient_stay():
     one, other = drawn(3, 3).requires_grad_(), drawn(3, 3).requires_grad_()
     optimizer = Muon([one, other], lr=0.1)

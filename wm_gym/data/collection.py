@@ -15,7 +15,7 @@ from wm_gym.data.writing import EpisodeWriter
 from wm_gym.real.expert import ExpertConfig
 from wm_gym.real.pool import SimulationPool
 from wm_gym.real.worker import Playback
-from wm_gym.starts import StartPool
+from wm_gym.starts import ROBOT, StartPool
 from wm_gym.tasks import Task
 
 TAIL = 16  # control steps recorded past the first success, so that "it stays done" is in the data
@@ -28,8 +28,10 @@ def draw_starts(task: Task, split: str, count: int, pool: SimulationPool) -> Sta
     drawn = []
     for batch in tqdm(_batches(range(first, first + count), pool), f"{split} starts"):
         drawn += pool.map("sample_start", [(seed,) for seed in batch])
-    states, frames = zip(*drawn, strict=True)
-    return StartPool(np.stack(frames), np.stack(states), task.name, split)
+    states, frames, measured = zip(*drawn, strict=True)
+    own = [key for key in measured[0] if key.startswith(ROBOT)]
+    low_dim = {key: np.stack([row[key] for row in measured]) for key in own}
+    return StartPool(np.stack(frames), np.stack(states), task.name, split, low_dim=low_dim)
 
 
 def record_expert(

@@ -5,63 +5,79 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from wm_gym.data.episodes import Episode
 from wm_gym.files import replacing
-from wm_gym.starts import StartPool, bundle
+from wm_gym.starts import LOW_DIM, ROBOT, StartPool, bundle
 
 FILE_NAME = "moments.npz"
 PAST = 10  # pictures before a moment: what memory and success classifier look back upon
 
 
-def draw_moments(episodes: Sequence[Episode], count: int, seed: int) -> np.ndarray:
-    """Draw `count` moments before success, uint8 (count, T, H, W, 3): what is seen up to each.
+class Moments(NamedTuple):
+    """What is seen up to m moments of episodes, and measured there."""
 
-    The first picture is that of the episode, the others are the last T - 1. Episodes take turns, so
-    that each gives as many.
-    """
+    frames: np.ndarray
+    """(m, T, H, W, 3) uint8: the first picture of the episode, then the last T - 1."""
+    low_dim: dict[str, np.ndarray]
+    """What the robot measures of itself there, float32 (m, d) each, by robomimic's keys."""
+
+
+def draw_moments(episodes: Sequence[Episode], count: int, seed: int) -> Moments:
+    """Draw `count` moments before success. Episodes take turns, so that each gives as many."""
     rng = np.random.default_rng([seed, 4])
     turns = np.resize(rng.permutation(len(episodes)), count)  # (count,) episode of each moment
-    return np.stack([_moment(episodes[i], rng) for i in turns])
+    drawn = [(episodes[i], _moment(episodes[i], rng)) for i in turns]
+    own = [key for key in episodes[0].low_dim if key.startswith(ROBOT)]
+    return Moments(
+        np.stack([e.frames[_shown(t)] for e, t in drawn]),
+        {key: np.stack([e.low_dim[key][t] for e, t in drawn]) for key in own},
+    )
 
 
-def with_moments(pool: StartPool, moments: np.ndarray) -> StartPool:
-    """Add moments, uint8 (m, T, H, W, 3), to a pool of starts, for the imagined world.
+def with_moments(pool: StartPool, moments: Moments) -> StartPool:
+    """Add moments to a pool of starts, for the imagined world.
 
     A policy that practises from these meets real pictures of its own mistakes, and a world model
-    need not imagine its way there (branched rollouts: Janner et al. 2019, arXiv 1906.08253). Of a
-    moment only pictures are known, so its simulator state is NaN. Raises ValueError for pictures of
+    need not imagine its way there (branched rollouts: Janner et al. 2019, arXiv 1906.08253). The
+    simulator state of a moment is NaN. Raises ValueError for pictures of
     another size.
     """
-    if moments.shape[2:] != pool.frames.shape[1:]:
+    seen = moments.frames
+    if seen.shape[2:] != pool.frames.shape[1:]:
         raise ValueError(
             f"Moments must be uint8 (m, T, {', '.join(map(str, pool.frames.shape[1:]))}) as the "
-            f"pool's starts are, got {moments.dtype} {moments.shape}."
+            f"pool's starts are, got {seen.dtype} {seen.shape}."
         )
-    at_rest = np.repeat(pool.frames[:, None], moments.shape[1], axis=1)
-    pictures = np.concatenate([at_rest, moments])  # (s + m, T, H, W, 3)
-    unknown = np.full((len(moments), pool.states.shape[1]), np.nan)
+    at_rest = np.repeat(pool.frames[:, None], seen.shape[1], axis=1)
+    pictures = np.concatenate([at_rest, seen])  # (s + m, T, H, W, 3)
+    unknown = np.full((len(seen), pool.states.shape[1]), np.nan)
+    both = pool.low_dim.keys() & moments.low_dim.keys()
+    low_dim = {key: np.concatenate([pool.low_dim[key], moments.low_dim[key]]) for key in both}
     return StartPool(
         pictures[:, -1].copy(),
         np.concatenate([pool.states, unknown]),
         pool.task,
         pool.split,
         past=pictures[:, :-1].copy(),
+        low_dim=low_dim,
     )
 
 
-def save_moments(moments: np.ndarray, folder: Path | str) -> Path:
-    """Write moments, uint8 (m, T, H, W, 3), to `folder`/moments.npz, and return the path."""
+def save_moments(moments: Moments, folder: Path | str) -> Path:
+    """Write moments to `folder`/moments.npz, and return the path."""
     path = Path(folder) / FILE_NAME
+    measured = {LOW_DIM + key: rows for key, rows in moments.low_dim.items()}
     with replacing(path) as aside, aside.open("wb") as file:
-        np.savez_compressed(file, frames=moments)
+        np.savez_compressed(file, frames=moments.frames, **measured)
     return path
 
 
-def load_moments(task: str, folder: Path | str | None = None) -> np.ndarray:
-    """Read a task's moments, uint8 (m, T, H, W, 3): those bundled, or `folder`/moments.npz.
+def load_moments(task: str, folder: Path | str | None = None) -> Moments:
+    """Read a task's moments: those bundled, or `folder`/moments.npz.
 
     Raises FileNotFoundError where there is no such file and ValueError where it is damaged.
     """
@@ -73,18 +89,23 @@ def load_moments(task: str, folder: Path | str | None = None) -> np.ndarray:
         )
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return arrays["frames"]
+            low_dim = {k.removeprefix(LOW_DIM): arrays[k] for k in arrays if k.startswith(LOW_DIM)}
+            return Moments(arrays["frames"], low_dim)
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} holds no moments ({error}); expected an array `frames` as save_moments writes."
         ) from error
 
 
-def _moment(episode: Episode, rng: np.random.Generator) -> np.ndarray:
-    """Pictures up to a moment before success, (T, H, W, 3): the first, then those just before."""
+def _moment(episode: Episode, rng: np.random.Generator) -> int:
+    """Draw a moment before success."""
     first = episode.first_success
     last = len(episode) if first is None else first
-    t = int(rng.integers(min(1, last), last + 1))
-    shown = np.arange(t - PAST, t + 1).clip(min=0)
+    return int(rng.integers(min(1, last), last + 1))
+
+
+def _shown(moment: int) -> np.ndarray:
+    """Numbers of the pictures up to a moment, (T,): the first, then those just before."""
+    shown = np.arange(moment - PAST, moment + 1).clip(min=0)
     shown[0] = 0  # where the episode began
-    return episode.frames[shown]
+    return shown

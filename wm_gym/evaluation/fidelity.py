@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wm_gym.data.episodes import Episode
+from wm_gym.data.measurements import measured
 from wm_gym.evaluation.probe import KEYS, PositionProbe, distances, positions
 from wm_gym.noise import row_noise
 from wm_gym.world_model.model import WorldModel, pixels
@@ -32,19 +33,22 @@ def replay_latents(
     frames: Tensor,
     actions: Tensor,
     *,
+    robot: Tensor | None = None,
     chunk: int | None = None,
     seed: int = 0,
 ) -> Tensor:
     """Imagine on from the first pictures under recorded actions, `chunk` steps a call (or most).
 
-    frames: (n, H, W, 3) uint8, where the episodes begin; actions: (n, t, 7) float32. Returns
-    latents (n, t, ...) on the model's device.
+    frames: (n, H, W, 3) uint8, where the episodes begin; actions: (n, t, 7) float32; robot: what
+    `known` says of these episodes. Returns latents (n, t, ...) on the model's device.
     """
     device, chunk = model.device, chunk or model.config.max_chunk
     rows = np.arange(len(frames))
     imagined = []
     with torch.autocast(torch.device(device).type, torch.bfloat16):
         memory = model.begin(frames[:, None].to(device))
+        if robot is not None:
+            memory = model.tell(memory, robot.to(device))
         for step in range(0, actions.shape[1], chunk):
             block = actions[:, step : step + chunk].to(device)
             keys = rows + seed, np.zeros_like(rows), np.full_like(rows, step)
@@ -52,6 +56,14 @@ def replay_latents(
             memory, latents = model.imagine(memory, block, noise)
             imagined.append(latents)
     return torch.cat(imagined, dim=1)
+
+
+def known(model: WorldModel, episodes: Sequence[Episode]) -> Tensor | None:
+    """What robots measured of themselves where episodes begin, (n, q); None: not asked for."""
+    names = getattr(model.config, "robot", ())
+    if not names:
+        return None
+    return torch.from_numpy(np.stack([measured(e, names)[0] for e in episodes]))
 
 
 @torch.inference_mode()
@@ -112,10 +124,10 @@ def replay_report(
     long = long_enough(episodes, longest)
     frames = torch.from_numpy(np.stack([e.frames[: longest + 1] for e in long]))
     actions = torch.from_numpy(np.stack([e.actions[:longest] for e in long]))
-    first, rest = frames[:, 0], frames[:, 1:]
+    first, rest, robot = frames[:, 0], frames[:, 1:], known(model, long)
     shown = {
-        "psnr": replay(model, first, actions),
-        "psnr_other": replay(model, first, actions.roll(1, dims=0)),
+        "psnr": replay(model, first, actions, robot=robot),
+        "psnr_other": replay(model, first, actions.roll(1, dims=0), robot=robot),
         "psnr_first": first[:, None].expand_as(rest),
     }
     report = {}
@@ -142,8 +154,9 @@ def replay_episodes(
     imagined, other = [], []
     for i in tqdm(range(0, len(real), batch_size), desc="replays"):
         part = slice(i, i + batch_size)
+        robot = known(model, episodes[part])
         for shown, played in ((imagined, actions), (other, actions.roll(1, dims=0))):
-            shown.append(replay(model, real[part, 0], played[part], seed=i))
+            shown.append(replay(model, real[part, 0], played[part], robot=robot, seed=i))
     return Replays(real, torch.cat(imagined), torch.cat(other))
 
 

@@ -75,10 +75,10 @@ class Worker:
     def __init__(self, task: Task, full_meshes: bool) -> None:
         self.simulation = Simulation(task, full_meshes)
 
-    def sample_start(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draw a start: its state (d,) float64 and its picture (H, W, 3) uint8."""
+    def sample_start(self, seed: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """Draw a start: its state (d,) float64, picture (H, W, 3) uint8, measurements (d,) each."""
         state = self.simulation.sample_start(seed)
-        return state, self.simulation.render()
+        return state, self.simulation.render(), self.simulation.low_dim()
 
     def play(
         self, state: np.ndarray, actions: np.ndarray, stop_on_success: bool, every_frame: bool

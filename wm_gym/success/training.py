@@ -15,7 +15,7 @@ from tqdm import tqdm, trange
 from wm_gym.data.episodes import Episode
 from wm_gym.data.measurements import measured
 from wm_gym.data.windows import holdout_episodes
-from wm_gym.evaluation.fidelity import recorded_latents, replay_latents
+from wm_gym.evaluation.fidelity import known, recorded_latents, replay_latents
 from wm_gym.noise import row_noise
 from wm_gym.success.calibration import Calibration, Watched, choose_rule
 from wm_gym.success.classifier import SuccessClassifier, SuccessConfig
@@ -135,7 +135,10 @@ def _followed(model: WorldModel, episodes: Sequence[Episode], *_: object) -> Ten
     begun = torch.from_numpy(np.stack([e.frames[:1] for e in episodes])).to(model.device)
     bodies = [measured(e, model.config.body)[1:] for e in episodes]
     actions = padded([e.actions for e in episodes]).to(model.device)
-    return model.follow(model.begin(begun), actions, padded(bodies).to(model.device))
+    memory, robot = model.begin(begun), known(model, episodes)
+    if robot is not None:
+        memory = model.tell(memory, robot.to(model.device))
+    return model.follow(memory, actions, padded(bodies).to(model.device))
 
 
 def _retold(
@@ -162,7 +165,7 @@ def imagined_latents(
         batch = episodes[first : first + batch_size]
         begun = torch.from_numpy(np.stack([e.frames[0] for e in batch]))
         actions = padded([e.actions[:steps] for e in batch])
-        replayed = replay_latents(model, begun, actions, seed=first)
+        replayed = replay_latents(model, begun, actions, robot=known(model, batch), seed=first)
         with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16):
             shown = model.encode(begun[:, None])  # (b, 1, f)
         latents = torch.cat([shown, replayed], dim=1).half().cpu()

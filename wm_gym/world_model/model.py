@@ -88,6 +88,18 @@ class WorldModel(nn.Module, Pretrained):
         """Remember pictures, uint8 (n, t, H, W, 3), t >= 1: the first, and the last `memory`."""
         return Memory(self.encode(frames, last=1)[:, 0])
 
+    def tell(self, memory: Memory, robot: Tensor) -> Memory:
+        """Put what robots measure of themselves in the place of what was read from pictures.
+
+        robot: float32 (n, q), what `config.robot` names, in its units; NaN where it is not known.
+        """
+        known = robot.shape[1]
+        told = (robot - self.body_mean[:known]) / self.body_std[:known]
+        state = memory.state.clone()
+        read = state[:, -self.config.body_size :][:, :known]  # a view
+        read.copy_(torch.where(told.isnan(), read, told))
+        return Memory(state)
+
     def imagine(self, memory: Memory, actions: Tensor, noise: Tensor) -> tuple[Memory, Tensor]:
         """Imagine the k frames that follow `memory` under actions (n, k, 7), 1 <= k <= max_chunk.
 

@@ -36,6 +36,9 @@ class WorldModelConfig:
     episodes to train on need it, playing does not."""
     body_size: int = sum(BODY.values())
     """Numbers that these hold together."""
+    robot: tuple[str, ...] = ()
+    """What of `body` a robot measures of itself, and so knows where an episode begins, without
+    reading it from a picture; these come first in `body`."""
     hand: tuple[int, ...] = ()
     """Where in the body the hand's place stands: x, y and z, in metres."""
     fingers: tuple[int, ...] = ()
@@ -52,7 +55,7 @@ class WorldModelConfig:
     """Channels of the renderer at a quarter and at half of the picture's resolution."""
     embed: int = 256
     """Length of the conditioning vectors."""
-    noise: float = 0.003
+    noise: float = 0.0005
     """Noise on the body at every imagined step; in its standard deviations. It adds up."""
 
     @property
@@ -72,11 +75,12 @@ class WorldModelConfig:
 
 
 PRESETS = {
-    "nano": WorldModelConfig(hand=(0, 1, 2), fingers=(24, 25), speeds=(26, 27)),
+    "nano": WorldModelConfig(robot=tuple(BODY), hand=(0, 1, 2), fingers=(24, 25), speeds=(26, 27)),
     # For recordings that say where the object is, as simulators' do: it is read from the pictures
     # and moved like the robot, and how a hand meets an object is learnt from far fewer episodes.
     "nano-object": WorldModelConfig(
         body=(*BODY, "object[:3]", "faces:object[3:7]"),
+        robot=tuple(BODY),
         body_size=sum(BODY.values()) + 3 + 9,
         hand=(0, 1, 2),
         fingers=(24, 25),

@@ -20,7 +20,7 @@ from wm_gym.world_model.dynamics import State
 from wm_gym.world_model.learning import LearningConfig, clips, learn, set_aside
 from wm_gym.world_model.model import WorldModel, pixels
 from wm_gym.world_model.motion import MotionTrainingConfig, fit_motion
-from wm_gym.world_model.muon import Muon
+from wm_gym.world_model.muon import muon_and_adamw
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +143,7 @@ class Learner(learning.Learner):
         inner = [p for p in learnt if p.dim() >= 2 and id(p) not in apart]
         others = {id(p) for p in inner}
         outer = [p for p in learnt if id(p) not in others]
-        rate, decay = config.learning_rate, config.weight_decay
-        optimizers = [
-            Muon(inner, rate, weight_decay=decay),
-            torch.optim.AdamW(outer, rate / 2, betas=(0.9, 0.95), weight_decay=decay),
-        ]
+        optimizers = muon_and_adamw(inner, outer, config.learning_rate, config.weight_decay)
         super().__init__(model, config, optimizers)
 
     def _loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:

@@ -1,0 +1,64 @@
+"""New real episodes to judge a world model by: who plays, from where, for how long."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+
+from tests.fakes import ScriptedEnv
+from tests.trainers.two_worlds import Pusher
+from trainers import fresh as module
+from trainers.fresh import play_expert, play_policy
+from wm_gym.data import EpisodeWriter
+from wm_gym.data.episodes import Episode
+from wm_gym.real.expert import PLAY
+
+
+@pytest.fixture
+def made(monkeypatch) -> list:
+    """Let rows of a fake world succeed at steps 3, 99 (never), 3, ...; return what was made."""
+    found = []
+
+    def make(task, backend, rows, *, split, workers, **options):
+        env = ScriptedEnv(([3, 99] * rows)[:rows], autoreset_mode="disabled", **options)
+        found.append((task, backend, rows, split, workers, env))
+        return env
+
+    monkeypatch.setattr(module, "make_env", make)
+    return found
+
+
+def test_a_policy_plays_whole_episodes_from_the_starts_asked_for(made, monkeypatch):
+    monkeypatch.setattr(module, "ROWS", 2)
+    policy = Pusher(5.1, chunk=4)  # acts 5.1 / 12.75 = 0.4
+    episodes = play_policy("Lift", policy, [1, 4, 2], 8, seed=0, workers=3)
+    [(*asked, env)] = made
+    assert asked == ["Lift", "real", 2, "validation", 3]
+    assert env.begun == [(0, 1), (1, 4), (0, 2)]  # row and start; the last wave has one row
+    assert [(e.source, e.start) for e in episodes] == [("policy", 1), ("policy", 4), ("policy", 2)]
+    # A success at step 3 ends nothing: 8 steps and 9 pictures, of (row, episode, step).
+    assert [e.success.tolist() for e in episodes[:2]] == [[0, 0, 1, 0, 0, 0, 0, 0], [0] * 8]
+    assert [e.frames[:, 0, 0, 2].tolist() for e in episodes] == [list(range(9))] * 3
+    assert all(np.allclose(e.actions[:, 0], 0.4) and e.actions.shape == (8, 7) for e in episodes)
+    assert [greedy for *_, greedy in policy.told] == [False] * 4  # 2 waves of 2 decisions
+
+
+def test_the_expert_that_errs_is_recorded_and_kept(monkeypatch, tmp_path):
+    asked = []
+
+    def record(path, task, starts, indices, expert, *, source, seed, pool):
+        asked.append((task.name, starts.split, list(indices), expert, source, seed, pool))
+        frames, actions = np.zeros((3, 8, 8, 3), np.uint8), np.zeros((2, 7), np.float32)
+        with EpisodeWriter(path, {"env_name": "Lift"}) as writer:
+            writer.append(Episode(frames, actions, np.zeros(2, bool), source=source, start=7))
+
+    monkeypatch.setattr(module, "record_expert", record)
+    monkeypatch.setattr(module, "SimulationPool", lambda task, workers: nullcontext(workers))
+    path = tmp_path / "long.hdf5"
+    found = play_expert(path, "Lift", "train", [7], 40, source="long", seed=5, workers=2)
+    [(*facts, expert, source, seed, workers)] = asked
+    assert facts == ["Lift", "train", [7]] and (source, seed, workers) == ("long", 5, 2)
+    assert expert.length == 40 and expert.clumsy == PLAY.clumsy > 0
+    assert [(e.source, e.start, len(e)) for e in found] == [("long", 7, 2)] and path.exists()

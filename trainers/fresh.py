@@ -1,0 +1,84 @@
+"""New real episodes to judge a world model by, from starts that nothing was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from policies.token import TokenVLA
+from trainers.replay import DTYPE, play, recorded
+from trainers.rollout import autocast, device_of, instructions_of, make_env
+from wm_gym.data.collection import record_expert
+from wm_gym.data.episodes import Episode, load
+from wm_gym.real.expert import PLAY
+from wm_gym.real.pool import SimulationPool
+from wm_gym.starts import load_starts
+from wm_gym.tasks import get_task
+
+ROWS = 32  # episodes side by side
+
+
+def play_policy(
+    task: str, policy: TokenVLA, starts: Sequence[int], steps: int, seed: int, workers: int | None
+) -> list[Episode]:
+    """Episodes of `steps` control steps that `policy` plays from these validation starts.
+
+    It acts as it does in practice, drawn at its temperature, and goes on past a success.
+    """
+    rows, found = min(ROWS, len(starts)), []
+    generator = torch.Generator(device_of(policy)).manual_seed(seed)
+    options = {"chunk": policy.chunk, "horizon": steps, "workers": workers}
+    options |= {"split": "validation", "return_frames": True, "ignore_terminations": True}
+    waves = [np.asarray(starts[i : i + rows]) for i in range(0, len(starts), rows)]
+    with (
+        closing(make_env(task, "real", rows, **options)) as env,
+        tqdm(total=len(waves) * -(-steps // policy.chunk), desc="policy", unit="decision") as bar,
+    ):
+        told = instructions_of(env)
+
+        def decide(_: int, obs: dict[str, Any]) -> np.ndarray:
+            with torch.inference_mode(), autocast(policy, DTYPE):
+                return policy.act(obs, told, generator=generator).action.cpu().numpy()
+
+        for wave in waves:
+            played = play(env, wave, seed, decide, bar)
+            episodes = zip(wave, recorded(played.actions, played), strict=True)
+            found += [replace(e, source="policy", start=int(start)) for start, e in episodes]
+    return found
+
+
+def play_expert(
+    path: Path,
+    task: str,
+    split: str,
+    starts: Sequence[int],
+    steps: int,
+    *,
+    source: str,
+    seed: int,
+    workers: int | None,
+) -> list[Episode]:
+    """Episodes of `steps` control steps that the expert that errs plays from these starts.
+
+    They are kept at `path`, and not played again where they are there already.
+    """
+    facts = get_task(task)
+    with SimulationPool(facts, workers) as pool:
+        record_expert(
+            path,
+            facts,
+            load_starts(task, split),
+            starts,
+            replace(PLAY, length=steps),
+            source=source,
+            seed=seed,
+            pool=pool,
+        )
+    return load([path])
