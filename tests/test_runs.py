@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
+from wm_gym import runs
 from wm_gym.runs import Run
 
 
@@ -96,7 +98,24 @@ def test_a_stage_that_fails_is_done_again(tmp_path):
     run = Run(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         run.once("clone", _interrupted)
-    assert run.once("clone", dict).keys() == {"seconds"}
+    assert run.once("clone", dict).keys() == {"seconds", "peak_memory"}
+
+
+@pytest.mark.skipif(not runs.CLEAR_REFS.exists(), reason="this system tells no peaks")
+def test_a_stage_reports_the_most_memory_that_it_held(tmp_path):
+    run, size = Run(tmp_path), 256 * 2**20
+
+    def hold() -> None:
+        np.ones(size, np.uint8)  # given back at once
+
+    large, small = run.once("large", hold), run.once("small", dict)
+    assert large["peak_memory"] - small["peak_memory"] == pytest.approx(size, rel=0.1)
+
+
+def test_where_the_system_says_nothing_of_memory_it_is_not_known(monkeypatch, tmp_path):
+    monkeypatch.setattr(runs, "CLEAR_REFS", tmp_path / "missing" / "clear_refs")
+    monkeypatch.setattr(runs, "STATUS", tmp_path / "missing" / "status")
+    assert Run(tmp_path / "run").once("clone", dict)["peak_memory"] == 0
 
 
 def test_stages_have_folders_of_their_own(tmp_path):

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from wm_gym.files import replacing
+
+CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 class Run:
@@ -92,16 +95,35 @@ class Run:
     def once(self, name: str, work: Callable[[], Mapping[str, Any] | None]) -> dict[str, Any]:
         """Do `work` unless its marker done/`name`.json is there; return what it reported.
 
-        The marker holds the report, and the seconds that this last attempt took.
+        The marker holds the report, the seconds that this last attempt took, and the most memory
+        that this process held meanwhile, in bytes (0: not known; workers have their own).
         """
         path = self.folder / "done" / f"{name}.json"
         if path.exists():
             return json.loads(path.read_text())
         began = time.perf_counter()
+        forget_peak_memory()
         report = dict(work() or {})
         report["seconds"] = round(time.perf_counter() - began, 2)
+        report["peak_memory"] = peak_memory()
         write_json(path, report)
         return report
+
+
+def forget_peak_memory() -> None:
+    """Let `peak_memory` begin anew, where the system can."""
+    with suppress(OSError):
+        CLEAR_REFS.write_text("5")  # proc(5): 5 resets the peak resident set size
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held, bytes; 0 where the system does not say."""
+    try:
+        lines = STATUS.read_text().splitlines()
+    except OSError:
+        return 0
+    sizes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    return 1024 * sizes[0] if sizes else 0
 
 
 def write_json(path: Path, value: Any) -> None:
