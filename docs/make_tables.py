@@ -131,7 +131,10 @@ def fidelity(content: Mapping[str, Any]) -> str:
     lines = [(step, *(f"{content[key][step]:.1f}" for key in names)) for step in content["psnr"]]
     told = [_table(("step", *names.values()), lines)]
     own = content["drift"].get("probe_median_mm", {})
-    note = f"Held-out episodes: {content['episodes']}; means of dB, medians of mm."
+    note = f"Episodes that it never saw: {content['episodes']}; means of dB, medians of mm."
+    for source, by_step in content.get("psnr_by_source", {}).items():
+        values = ", ".join(f"{value:.1f} at {step}" for step, value in by_step.items())
+        note += f" Those of the {source} alone, whole picture: {values}."
     if own:
         errors = " and ".join(f"{value:.1f} mm ({thing})" for thing, value in own.items())
         note += f" The network that reads positions is itself off by {errors} on real pictures."
