@@ -171,8 +171,8 @@ def main(config: SpeedConfig) -> None:
     set_threads()
     with closing(make(config, 1, "imagined")) as env:
         device, shape = env.unwrapped.device, env.unwrapped.world_model.config
-    alike = (name for name, size in SIZES.items() if costs(size) == costs(shape))
-    preset = next(alike, "its own")  # what does not change the cost may differ
+    cost = costs(shape)  # what does not change it may differ from the preset's
+    preset = next((name for name, size in SIZES.items() if costs(size) == cost), "its own")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     rate = matrix_rate(device, config.seconds)
     print(f"{name}: {rate / 1e9:,.0f} GFLOP/s in products of bfloat16 matrices")

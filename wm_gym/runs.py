@@ -40,6 +40,7 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(path, self.config)
         self._tensorboard: SummaryWriter | None = None
+        self._peak = 0  # bytes that the stage under way has held, up to the last one within it
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line to metrics.jsonl and the same numbers to TensorBoard."""
@@ -102,10 +103,12 @@ class Run:
         if path.exists():
             return json.loads(path.read_text())
         began = time.perf_counter()
+        before, self._peak = max(self._peak, peak_memory()), 0
         forget_peak_memory()
         report = dict(work() or {})
         report["seconds"] = round(time.perf_counter() - began, 2)
-        report["peak_memory"] = peak_memory()
+        report["peak_memory"] = max(self._peak, peak_memory())  # with the stages within it
+        self._peak = max(before, report["peak_memory"])
         write_json(path, report)
         return report
 

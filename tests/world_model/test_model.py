@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -205,13 +207,13 @@ def test_noise_matters_from_its_own_frame_on(model):
 
 
 def test_noise_is_added_to_the_body_before_every_step(model, monkeypatch):
-    """It has the standard deviation that is configured; nothing else is touched."""
+    """It has a standard deviation of 0.0005; nothing else is touched."""
     memory, actions, noise = given(model, k=3)
     told = []
     monkeypatch.setattr(model.transition, "forward", lambda state, _: told.append(state) or state)
     latents = model.imagine(memory, actions, noise)[1]
     rest, body = memory.state.split([48, 3], dim=1)
-    expected = body[:, None] + model.config.noise * noise.cumsum(1)
+    expected = body[:, None] + 0.0005 * noise.cumsum(1)
     torch.testing.assert_close(torch.stack([state.body for state in told], 1), expected)
     torch.testing.assert_close(latents[:, :, 48:], expected)
     assert torch.equal(latents[:, :, :48], rest[:, None].expand(-1, 3, -1))
@@ -243,6 +245,11 @@ def test_what_a_robot_measures_stands_where_pictures_were_read(model):
     expected[:, 48] = torch.tensor([2.0, -2.0])
     expected[0, 49] = 2.0
     assert torch.equal(told, expected) and torch.equal(memory.state, before)
+
+
+def test_a_robot_whose_measurements_do_not_come_first_is_refused(tiny):
+    with pytest.raises(ValueError, match=r"must come first in the body, got \('fingers',\)"):
+        WorldModel(replace(tiny, robot=("fingers",)))
 
 
 def test_told_what_it_imagines_anyway_it_imagines_the_same(model):

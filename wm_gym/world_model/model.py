@@ -35,6 +35,11 @@ class WorldModel(nn.Module, Pretrained):
         super().__init__()
         if config.image_size % CELL:
             raise ValueError(f"image_size must be a multiple of {CELL}, got {config.image_size}.")
+        if config.body[: len(config.robot)] != config.robot:
+            raise ValueError(
+                f"What a robot measures of itself must come first in the body, got {config.robot} "
+                f"of {config.body}; change their order."
+            )
         self.config = c = config
         self.encoder = Encoder(1 + c.memory, c.outer, c.width, c.vector, c.body_size, c.side)
         where = {
