@@ -18,6 +18,7 @@ import tyro
 from trainers.cli import set_threads
 from wm_gym.checks import check_choice
 from wm_gym.data.episodes import Episode, load
+from wm_gym.data.windows import Windows
 from wm_gym.evaluation.fidelity import STEPS, replay_report
 from wm_gym.evaluation.paired import aligned, provenance, write_result
 from wm_gym.runs import Run
@@ -29,6 +30,7 @@ from wm_gym.world_model.sizes import costs
 from wm_gym.world_model.training import (
     WorldModelTrainingConfig,
     learn_motion,
+    learn_reading,
     train_world_model,
 )
 from wm_gym.world_model.transformer import VideoTransformer, VideoTransformerConfig
@@ -82,7 +84,7 @@ class AblationConfig:
     minutes: float = 20.0
     """Of training for each variant; a transformer's autoencoder has as many before."""
     motion: float = 0.3
-    """Share of these for how measurements move by themselves."""
+    """Share of these for how measurements move by themselves, and are read from pictures."""
     only: tuple[str, ...] = tuple(VARIANTS)
     """Variants to train."""
     pilot: int = 24
@@ -140,20 +142,32 @@ def recurrent(
     def train(stage: str, steps: int, motion: int) -> WorldModel:
         torch.manual_seed(config.seed)
         model = WorldModel(variant.model)
-        told = replace(settings, steps=steps, motion=replace(settings.motion, steps=motion))
+        told = with_motion(replace(settings, steps=steps), motion)
         train_world_model(model, seen, told, run.stage(stage, told))
         return model
 
     # Clips lengthen by the share of the training that is done, so that a short one has them all.
     tried = train(f"{name}-pilot", config.pilot, config.pilot)
+    trial, shape = with_motion(settings, config.pilot), variant.model
+    windows = Windows(seen, memory=shape.memory, body=shape.body)
     began = time.perf_counter()
-    trial = replace(settings.motion, steps=config.pilot)
-    learn_motion(tried, seen, replace(settings, motion=trial))
+    learn_motion(tried, seen, trial)
+    learn_reading(tried, windows, trial)
     moved = config.pilot / (time.perf_counter() - began)
     seconds = 60 * config.minutes
     motion = fitting(config.motion * seconds, moved)
     steps = fitting((1 - config.motion) * seconds, pace(run, f"{name}-pilot"))
     return [row(train(name, steps, motion), steps, judged)]
+
+
+def with_motion(settings: WorldModelTrainingConfig, steps: int) -> WorldModelTrainingConfig:
+    """So many steps of motion, and as large a share of those of reading."""
+    reading = max(1, steps * settings.reading.steps // settings.motion.steps)
+    return replace(
+        settings,
+        motion=replace(settings.motion, steps=steps),
+        reading=replace(settings.reading, steps=reading),
+    )
 
 
 def transformer(

@@ -15,6 +15,7 @@ from wm_gym.data import Episode
 from wm_gym.world_model.autoencoder import AutoencoderTrainingConfig
 from wm_gym.world_model.motion import MotionTrainingConfig
 from wm_gym.world_model.presets import WorldModelConfig
+from wm_gym.world_model.reading import ReadingTrainingConfig
 from wm_gym.world_model.training import WorldModelTrainingConfig
 from wm_gym.world_model.transformer import VideoTransformerConfig
 from wm_gym.world_model.video_training import VideoTrainingConfig
@@ -39,9 +40,9 @@ QUICK = AblationConfig(
         lengths=((1.0, 4),),
         transitions=16,
         pictures=8,
-        readings=4,
         held_out=0.3,
         motion=MotionTrainingConfig(unroll=4, batch_size=4),
+        reading=ReadingTrainingConfig(steps=1, batch_size=2),
     ),
     autoencoder=AutoencoderTrainingConfig(batch_size=4),
     video=VideoTrainingConfig(batch_size=4, patience=0, least_psnr=0.0),

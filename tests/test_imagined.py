@@ -135,7 +135,7 @@ def test_only_living_rows_are_imagined():
 def test_a_start_that_rows_share_is_read_once(exact, read):
     env = imagined(6, deterministic=exact)
     counts, begin = [], env.world_model.begin
-    env.world_model.begin = lambda frames: (counts.append(len(frames)), begin(frames))[1]
+    env.world_model.begin = lambda *seen: (counts.append(len(seen[0])), begin(*seen))[1]
     obs = start_at(env, 4, 1, 4, 4, 2, 1)  # 3 starts; a tile of the exact mode holds 4
     assert counts == read
     assert level(obs) == [104, 101, 104, 104, 102, 101]

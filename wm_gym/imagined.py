@@ -136,11 +136,9 @@ class ImaginedVectorEnv(WorldVectorEnv):
     ) -> None:
         where, which = (torch.from_numpy(x).to(self.device) for x in (rows, which))
         with self._autocast():
-            memory = self.world_model.begin(frames)
+            memory = self.world_model.begin(frames, robot)
             latents = self.world_model.encode(frames, last=self.success.config.window - 1)
             features = self.success.embed(latents).float()
-        if robot is not None:
-            memory = self.world_model.tell(memory, robot)
         missing = self.success.config.window - 1 - features.shape[1]
         features = torch.cat([features[:, :1].expand(-1, missing, -1), features], 1)
         if self._memory is None:

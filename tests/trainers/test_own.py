@@ -21,6 +21,7 @@ from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.motion import MotionTrainingConfig
 from wm_gym.world_model.presets import PRESETS
 from wm_gym.world_model.presets import WorldModelConfig as Shape
+from wm_gym.world_model.reading import ReadingTrainingConfig
 from wm_gym.world_model.sizes import SIZES
 from wm_gym.world_model.training import WorldModelTrainingConfig
 from wm_gym.world_model.transformer import VideoTransformer, VideoTransformerConfig
@@ -31,9 +32,9 @@ QUICK = WorldModelTrainingConfig(
     lengths=((1.0, 2),),
     transitions=4,
     pictures=2,
-    readings=2,
     held_out=0.4,
     motion=MotionTrainingConfig(steps=1, unroll=2),
+    reading=ReadingTrainingConfig(steps=1, batch_size=2),
 )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from wm_gym.data import Episode
 from wm_gym.data.windows import Windows
@@ -13,7 +12,7 @@ from wm_gym.world_model import training
 from wm_gym.world_model.dynamics import State
 from wm_gym.world_model.learning import split
 from wm_gym.world_model.model import WorldModel
-from wm_gym.world_model.training import Learner, WorldModelTrainingConfig, moments
+from wm_gym.world_model.training import Learner, WorldModelTrainingConfig
 
 
 def counting(first: int, t: int = 20) -> Episode:
@@ -25,9 +24,8 @@ def counting(first: int, t: int = 20) -> Episode:
 
 
 def batch_of(episodes: list[Episode], starts: list[int], block: int) -> dict[str, torch.Tensor]:
-    """Clips of `block` steps from these places on; bodies are read at two moments."""
-    windows = Windows(episodes, block=block, body=("x",))
-    return windows.batch(starts) | moments(windows, 2, torch.Generator().manual_seed(0))
+    """Clips of `block` steps from these places on."""
+    return Windows(episodes, block=block, body=("x",)).batch(starts)
 
 
 def levels(pictures: torch.Tensor) -> list:
@@ -45,9 +43,10 @@ def test_every_weight_has_one_optimiser_and_vectors_have_adamw(small):
         [names[id(p)] for group in o.param_groups for p in group["params"]]
         for o in learner.optimizers
     )
-    alone = {name for name in names.values() if name.startswith("transition.motion.")}
+    before = ("transition.motion.", "encoder.body.")  # learnt by themselves, and frozen
+    alone = {name for name in names.values() if name.startswith(before)}
     assert sorted(muon + adamw) == sorted(set(names.values()) - alone)
-    assert len(alone) == 2 * 8  # two networks of four layers
+    assert len(alone) == 2 * 8 + 30  # two networks of four layers, and how a body is read
     assert "transition.vector.weight_hh" in muon and "encoder.enter.weight" in muon
     apart = {"renderer.mean", "renderer.leave.2.weight", "encoder.place"}
     assert {n for n in adamw if dict(learner.model.named_parameters())[n].dim() > 1} == apart
@@ -80,13 +79,13 @@ def test_the_gradients_of_the_parts_of_a_batch_are_averaged(small):
         model = small(0)
         config = WorldModelTrainingConfig(grad_clip=1e9)
         loss = Learner(model, config).step(part, 0, torch.Generator().manual_seed(0))
-        found.append((loss, model.encoder.body.leave[-1].bias.grad))
+        found.append((loss, model.renderer.leave[-1].bias.grad))
     model = small(0)
     learner = Learner(model, WorldModelTrainingConfig(grad_clip=1e9, parts=2, body_noise=0.0))
     loss = learner.step(batch, 0, torch.Generator().manual_seed(0))
     assert loss == pytest.approx((found[0][0] + found[1][0]) / 2, rel=0.02)
     expected = (found[0][1] + found[1][1]) / 2
-    torch.testing.assert_close(model.encoder.body.leave[-1].bias.grad, expected)
+    torch.testing.assert_close(model.renderer.leave[-1].bias.grad, expected)
 
 
 def test_averaged_weights_are_lent_and_taken_back(small):
@@ -219,41 +218,3 @@ def test_pictures_are_shared_by_the_clips_two_each_at_least(small, monkeypatch, 
     first, second = seen["shown"][:each], seen["shown"][each:]
     assert len(set(first)) == len(set(second)) == each  # none twice
     assert set(first) <= set(range(1, 7)) and set(second) <= set(range(101, 107))
-
-
-# What errors in the body cost.
-
-
-@pytest.mark.parametrize("weight", [0.1, 3.0])
-def test_errors_in_the_body_by_hand(tiny, monkeypatch, weight):
-    """A body is always read as 1/2s, and pictures cost nothing."""
-    model, block = WorldModel(tiny), 2
-    leave = model.encoder.body.leave[-1]
-    nn.init.zeros_(leave.weight), nn.init.constant_(leave.bias, 0.5)
-    monkeypatch.setattr(training, "frame_loss", lambda drawn, *_: 0 * drawn.sum())
-    measured = {"hand": np.zeros((4, 2), np.float32), "fingers": np.zeros((4, 1), np.float32)}
-    frames = np.zeros((4, 16, 16, 3), np.uint8)
-    episode = Episode(frames, np.zeros((3, 7), np.float32), np.zeros(3, bool), low_dim=measured)
-    batch = Windows([episode], block=block, body=tiny.body).batch([1])
-    truth = torch.tensor([[1.0, 2.0, 3.0], [0.0, -1.0, 0.5]])
-    batch |= {"moments": torch.zeros(2, 5, 3, 16, 16), "moment_bodies": truth}
-    learner = Learner(model, WorldModelTrainingConfig(body_weight=weight))
-    loss = learner.step(batch, 0, torch.Generator().manual_seed(0))
-    assert loss == pytest.approx(weight * (0.5 + 1.5 + 2.5 + 0.5 + 1.5 + 0) / 6)
-
-
-def test_bodies_are_read_in_units_of_their_scale_each_from_its_own_moment(small, monkeypatch):
-    """The last picture has the level x; read in these units, nothing is missed."""
-    model = small(0)
-    model.body_mean.fill_(10.0), model.body_std.fill_(2.0)
-    watched(model, monkeypatch)
-    monkeypatch.setattr(training, "frame_loss", lambda drawn, *_: 0 * drawn.sum())
-
-    def read(pictures):
-        return ((pictures[:, -1, 0, 0, :1] + 1) * 127.5 - 10) / 2
-
-    monkeypatch.setattr(model.encoder.body, "forward", read)
-    batch = batch_of([counting(0)], [5], block=1)
-    assert batch["moment_bodies"].unique().numel() == 2
-    learner = Learner(model, WorldModelTrainingConfig())
-    assert learner.step(batch, 0, torch.Generator().manual_seed(0)) == pytest.approx(0, abs=1e-4)

@@ -16,7 +16,6 @@ from wm_gym.world_model.training import (
     WorldModelTrainingConfig,
     frame_loss,
     measure,
-    moments,
 )
 
 # The loss.
@@ -160,32 +159,6 @@ def test_clips_of_clips_are_those_of_the_windows():
     again = clips(clips(windows, 3, 0.5), 4, 0.25)
     assert torch.equal(again.weights, clips(windows, 4, 0.25).weights)
     assert (again.block, again.memory, windows.block) == (4, 2, 8)
-
-
-def seen_at(frame: int, t: int = 6) -> Episode:
-    """Frame i has the level frame + i, and x is measured as that in tens."""
-    level = np.arange(frame, frame + t + 1, dtype=np.uint8)[:, None]
-    frames = np.broadcast_to(level[:, :, None, None], (t + 1, 16, 16, 3)).copy()
-    actions = np.zeros((t, 7), np.float32)
-    return Episode(frames, actions, np.zeros(t, bool), low_dim={"x": 10 * np.float32(level)})
-
-
-def test_a_moment_is_the_first_picture_and_the_last_ones_and_the_body_that_they_show():
-    windows = Windows([seen_at(0), seen_at(100)], memory=3, block=4, body=("x",))
-    only = windows.reweight(torch.eye(12)[6 + 4])  # the second's frame 4
-    found = moments(only, 2, torch.Generator().manual_seed(0))
-    shown = (found["moments"][:, :, 2, 15, 15] + 1) * 127.5
-    assert found["moments"].shape == (2, 4, 3, 16, 16)
-    assert shown.round().tolist() == [[100, 102, 103, 104]] * 2
-    assert found["moment_bodies"].tolist() == [[1040]] * 2
-
-
-def test_moments_are_drawn_like_clips():
-    """Of 6 steps a clip of 4 may begin at 0, 1 and 2."""
-    windows = clips(Windows([seen_at(0)], body=("x",)), length=4, beginnings=0.7)
-    x = moments(windows, 3000, torch.Generator().manual_seed(0))["moment_bodies"].flatten()
-    share = [(x == at).float().mean().item() for at in (0, 10, 20)]
-    assert share == pytest.approx([0.7 + 0.1, 0.1, 0.1], abs=0.03)
 
 
 def test_a_batch_is_cut_into_equal_parts_of_which_none_is_empty():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from wm_gym.runs import Run
 from wm_gym.world_model import training
 from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.motion import MotionTrainingConfig
+from wm_gym.world_model.reading import ReadingTrainingConfig
 from wm_gym.world_model.training import Learner, WorldModelTrainingConfig, train_world_model
 
 STEPS = (8, 16, 32, 48)
@@ -48,6 +48,7 @@ def squares() -> list[Episode]:
 
 
 STILL = MotionTrainingConfig(steps=2, unroll=4, batch_size=4)
+GLANCE = ReadingTrainingConfig(steps=2, batch_size=4)
 SHORT = WorldModelTrainingConfig(
     steps=5,
     lengths=((0.4, 4), (1.0, 8)),  # 2 and 3 steps
@@ -58,6 +59,7 @@ SHORT = WorldModelTrainingConfig(
     held_out=0.1,
     learning_rate=1e-2,
     motion=STILL,
+    reading=GLANCE,
 )
 
 
@@ -95,25 +97,11 @@ def test_clips_grow_and_batches_keep_their_size(small, squares, tmp_path, monkey
         validate_every=8,
         held_out=0.1,
         motion=STILL,
+        reading=GLANCE,
     )
     train_world_model(small(0), squares, config, Run(tmp_path))
     # 24 / 2 would be 12 clips, which are more than 5; 24 / 40 would be none.
     assert shapes == [(5, 2)] * 2 + [(4, 6)] * 2 + [(3, 8)] * 2 + [(1, 40)] * 2
-
-
-def test_bodies_are_read_at_moments_of_their_own(small, squares, tmp_path, monkeypatch):
-    """As many as said, and other ones at every step."""
-    found, step = [], Learner.step
-
-    def noted(self, batch, *args):
-        found.append(batch["moments"])
-        assert len(batch["moment_bodies"]) == len(batch["moments"])
-        return step(self, batch, *args)
-
-    monkeypatch.setattr(Learner, "step", noted)
-    train_world_model(small(0), squares, replace(SHORT, readings=20), Run(tmp_path))
-    assert [len(pictures) for pictures in found] == [20] * 5
-    assert not any(torch.equal(a, b) for a, b in pairwise(found))
 
 
 @pytest.mark.parametrize("length", [4, 8, 48])
@@ -135,6 +123,7 @@ def test_the_share_of_beginnings_holds_for_every_length(
         pictures=8,
         held_out=0.1,
         motion=STILL,
+        reading=GLANCE,
     )
     train_world_model(small(0), squares, config, Run(tmp_path))
     assert begun == [True] * 4
@@ -171,13 +160,17 @@ def test_what_was_logged_before_the_first_checkpoint_is_logged_once(
     assert [line["step"] for line in run.metrics()] == [2, 4, 5]
 
 
-def test_motion_that_was_learnt_is_not_learnt_again(small, squares, tmp_path, monkeypatch):
+@pytest.mark.parametrize("then", ["fit_reader", "learn"])
+def test_what_was_learnt_before_is_not_learnt_again(small, squares, tmp_path, monkeypatch, then):
+    """Motion, and what is read from pictures; interrupted after the one or after both."""
     whole = small(0)
     expected = train_world_model(whole, squares, SHORT, Run(tmp_path / "whole"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "learn", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(training, then, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         train_world_model(small(0), squares, SHORT, Run(tmp_path / "broken"))
     monkeypatch.setattr(training, "fit_motion", lambda *_: pytest.fail("learnt again"))
+    if then == "learn":
+        monkeypatch.setattr(training, "fit_reader", lambda *_: pytest.fail("learnt again"))
     resumed = small(1)
     run = Run(tmp_path / "broken", resume=True)
     assert train_world_model(resumed, squares, SHORT, run) == expected
@@ -192,20 +185,20 @@ def test_a_finished_training_is_not_repeated(small, squares, tmp_path, monkeypat
     assert all(torch.equal(a, b) for a, b in zip(weights(first), weights(again), strict=True))
 
 
-def test_what_is_learnt_of_motion_stays_as_it_was_learnt(small, squares, tmp_path, monkeypatch):
-    found, fit = [], training.fit_motion
+@pytest.mark.parametrize("name", ["fit_motion", "fit_reader"])
+def test_what_is_learnt_before_stays_as_it_was_learnt(small, squares, tmp_path, monkeypatch, name):
+    found, fit = [], getattr(training, name)
 
-    def noted(motion, *args):
-        fit(motion, *args)
-        found.extend(p.clone() for p in motion.parameters())
+    def noted(part, *args):
+        new = [p.clone() for p in part.parameters()]
+        fit(part, *args)
+        found.extend((part, new, [p.clone() for p in part.parameters()]))
 
-    monkeypatch.setattr(training, "fit_motion", noted)
-    model = small(0)
-    new = [p.clone() for p in model.transition.motion.parameters()]
-    train_world_model(model, squares, SHORT, Run(tmp_path))
-    kept = list(model.transition.motion.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(found, kept, strict=True))
-    assert not torch.equal(new[0], kept[0])
+    monkeypatch.setattr(training, name, noted)
+    train_world_model(small(0), squares, SHORT, Run(tmp_path))
+    part, new, learnt = found
+    assert all(torch.equal(a, b) for a, b in zip(learnt, part.parameters(), strict=True))
+    assert not torch.equal(new[0], learnt[0])
 
 
 def test_training_ends_with_the_averaged_weights(small, squares, tmp_path):

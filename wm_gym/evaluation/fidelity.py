@@ -46,9 +46,7 @@ def replay_latents(
     rows = np.arange(len(frames))
     imagined = []
     with torch.autocast(torch.device(device).type, torch.bfloat16):
-        memory = model.begin(frames[:, None].to(device))
-        if robot is not None:
-            memory = model.tell(memory, robot.to(device))
+        memory = model.begin(frames[:, None].to(device), robot)
         for step in range(0, actions.shape[1], chunk):
             block = actions[:, step : step + chunk].to(device)
             keys = rows + seed, np.zeros_like(rows), np.full_like(rows, step)
@@ -59,11 +57,14 @@ def replay_latents(
 
 
 def known(model: WorldModel, episodes: Sequence[Episode]) -> Tensor | None:
-    """What robots measured of themselves where episodes begin, (n, q); None: not asked for."""
+    """What robots measured of themselves where episodes begin, float32 (n, q), as `begin` takes it.
+
+    None where the model does not ask for it.
+    """
     names = getattr(model.config, "robot", ())
     if not names:
         return None
-    return torch.from_numpy(np.stack([measured(e, names)[0] for e in episodes]))
+    return torch.from_numpy(np.stack([measured(e, names)[0] for e in episodes])).to(model.device)
 
 
 @torch.inference_mode()

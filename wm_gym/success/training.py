@@ -135,9 +135,7 @@ def _followed(model: WorldModel, episodes: Sequence[Episode], *_: object) -> Ten
     begun = torch.from_numpy(np.stack([e.frames[:1] for e in episodes])).to(model.device)
     bodies = [measured(e, model.config.body)[1:] for e in episodes]
     actions = padded([e.actions for e in episodes]).to(model.device)
-    memory, robot = model.begin(begun), known(model, episodes)
-    if robot is not None:
-        memory = model.tell(memory, robot.to(model.device))
+    memory = model.begin(begun, known(model, episodes))
     return model.follow(memory, actions, padded(bodies).to(model.device))
 
 

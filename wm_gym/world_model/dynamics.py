@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wm_gym.world_model.motion import Motion
+from wm_gym.world_model.motion import Motion, exactly
 from wm_gym.world_model.presets import CELL
 
 POINTS = 32  # places that the vector is told of at every step
 SUMMARY = 96  # other numbers that it is told
-READ = 32  # channels of a grid that the body is read from, and those that it is drawn by
+LOOKS = 24  # places in a picture that a body is read from
+SEEN = 24  # channels of what stands there
+DRAWN = 32  # channels of a grid that a body is drawn by
 HIDDEN = 256  # units between a body and a grid
 
 
@@ -63,7 +65,8 @@ class Reader(nn.Module):
     """Remembered pictures to the body that they show, by a path of its own.
 
     An episode begins with the hand half out of the picture: the few millimetres that tell where it
-    stands are lost on a grid that has everything else to say.
+    stands are lost on a grid that has everything else to say. Softmax maps find what is looked at,
+    so that a cube is read alike wherever it lies: recordings begin in a few hundred places only.
     """
 
     def __init__(self, pictures: int, outer: int, body: int, side: int) -> None:
@@ -71,20 +74,27 @@ class Reader(nn.Module):
         super().__init__()
         self.enter = nn.Conv2d(pictures * 3 * (CELL // 2) ** 2, outer, 3, padding=1)
         self.first, self.second = Residual(outer), Residual(outer)
+        self.norm = nn.GroupNorm(8, outer)
+        self.maps = nn.Conv2d(outer, LOOKS, 1)
+        self.what = nn.Conv2d(outer, SEEN, 1)
         self.leave = nn.Sequential(
-            nn.GroupNorm(8, outer),
+            nn.Linear(LOOKS * (2 + SEEN), HIDDEN),
             nn.SiLU(),
-            nn.Conv2d(outer, READ // 4, 1),
-            nn.Flatten(),
-            nn.Linear(READ // 4 * 4 * side**2, HIDDEN),
+            nn.Linear(HIDDEN, HIDDEN),
             nn.SiLU(),
             nn.Linear(HIDDEN, body),
         )
+        self.register_buffer("places", places(2 * side), persistent=False)
+        nn.init.normal_(self.maps.weight, std=0.3)  # flat maps would all point at the centre
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Read pictures (n, t, 3, H, W) in [-1, 1]; standardised, float32 (n, p)."""
         x = self.enter(F.pixel_unshuffle(pictures.flatten(1, 2), CELL // 2))
-        return self.leave(self.second(self.first(x))).float()
+        x = F.silu(self.norm(self.second(self.first(x))))
+        share = self.maps(x).float().flatten(2).softmax(-1)  # (n, looks, cells)
+        seen = torch.cat([self.places.expand(len(x), -1, -1), self.what(x).float().flatten(2)], 1)
+        with exactly(x.device.type):  # millimetres do not survive bfloat16
+            return self.leave((share @ seen.mT).flatten(1))
 
 
 class Transition(nn.Module):
@@ -138,10 +148,10 @@ class Renderer(nn.Module):
         self.body = nn.Sequential(
             nn.Linear(body, HIDDEN),
             nn.SiLU(),
-            nn.Linear(HIDDEN, READ * side**2),
-            nn.Unflatten(1, (READ, side, side)),
+            nn.Linear(HIDDEN, DRAWN * side**2),
+            nn.Unflatten(1, (DRAWN, side, side)),
         )
-        self.mix = nn.Conv2d(width + READ, width, 1)
+        self.mix = nn.Conv2d(width + DRAWN, width, 1)
         self.first = Residual(width, embed)
         self.norm = nn.GroupNorm(8, width)
         self.coarser = nn.Conv2d(width, 4 * coarse, 1)
@@ -174,9 +184,7 @@ class Glance(nn.Module):
         self.summary = nn.Conv2d(width, SUMMARY, 1)
         self.maps = nn.Conv2d(width, POINTS, 1)
         self.size = SUMMARY + 2 * POINTS
-        line = torch.linspace(-1, 1, side)
-        places = torch.stack(torch.meshgrid(line, line, indexing="ij")).flatten(1)
-        self.register_buffer("places", places, persistent=False)  # (2, cells): y, x
+        self.register_buffer("places", places(side), persistent=False)
         nn.init.normal_(self.maps.weight, std=0.3)  # flat maps would all point at the centre
 
     def forward(self, grid: Tensor) -> Tensor:
@@ -184,6 +192,12 @@ class Glance(nn.Module):
         share = self.maps(grid).float().flatten(2).softmax(-1)
         places = (share @ self.places.T).flatten(1).to(grid.dtype)
         return torch.cat([self.summary(grid).mean((2, 3)), places], dim=1)
+
+
+def places(side: int) -> Tensor:
+    """Where the cells of a square are, (2, cells): y and x in [-1, 1]."""
+    line = torch.linspace(-1, 1, side)
+    return torch.stack(torch.meshgrid(line, line, indexing="ij")).flatten(1)
 
 
 class Residual(nn.Module):

@@ -91,15 +91,15 @@ class Learner:
 
     def restore(self, run: Run) -> int:
         """Load the run's last checkpoint, if any; returns the step to go on with."""
-        step = self.load(run, "last")
+        step = self.load(run, "last") or 0
         run.rewind(step + 1 if step else 0)
         return step
 
-    def load(self, run: Run, name: str) -> int:
-        """Load a checkpoint; returns its step, 0 where there is none."""
+    def load(self, run: Run, name: str) -> int | None:
+        """Load a checkpoint; returns its step, None where there is none."""
         state = run.load(name)
         if state is None:
-            return 0
+            return None
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.average.to(next(self.model.parameters()).device)

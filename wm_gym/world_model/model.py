@@ -89,20 +89,18 @@ class WorldModel(nn.Module, Pretrained):
         drawn = [to_frames(self.renderer(*tile)) for tile in tiles]
         return torch.cat(drawn).unflatten(0, latents.shape[:2])
 
-    def begin(self, frames: Tensor) -> Memory:
-        """Remember pictures, uint8 (n, t, H, W, 3), t >= 1: the first, and the last `memory`."""
-        return Memory(self.encode(frames, last=1)[:, 0])
+    def begin(self, frames: Tensor, robot: Tensor | None = None) -> Memory:
+        """Remember pictures, uint8 (n, t, H, W, 3), t >= 1: the first, and the last `memory`.
 
-    def tell(self, memory: Memory, robot: Tensor) -> Memory:
-        """Put what robots measure of themselves in the place of what was read from pictures.
-
-        robot: float32 (n, q), what `config.robot` names, in its units; NaN where it is not known.
+        robot: float32 (n, q), what robots measure of themselves then: what `config.robot` names, in
+        its units. Where it is NaN, or not given at all, it is read from the pictures.
         """
-        known = robot.shape[1]
-        told = (robot - self.body_mean[:known]) / self.body_std[:known]
-        state = memory.state.clone()
-        read = state[:, -self.config.body_size :][:, :known]  # a view
-        read.copy_(torch.where(told.isnan(), read, told))
+        state = self.encode(frames, last=1)[:, 0].clone()
+        if robot is not None:
+            known = robot.shape[1]
+            told = (robot - self.body_mean[:known]) / self.body_std[:known]
+            read = state[:, -self.config.body_size :][:, :known]  # a view
+            read.copy_(torch.where(told.isnan(), read, told))
         return Memory(state)
 
     def imagine(self, memory: Memory, actions: Tensor, noise: Tensor) -> tuple[Memory, Tensor]:

@@ -14,7 +14,7 @@ et al. 2017, arXiv 1612.01474).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,11 +113,7 @@ class Motion(nn.Module):
 
     def each(self, body: Tensor, action: Tensor) -> Tensor:
         """Let every member e move bodies of its own, (e, n, p), under its actions (e, n, a)."""
-        kind = body.device.type
-        exact = nullcontext()  # the `meta` device knows no autocast
-        if torch.amp.is_autocast_available(kind):
-            exact = torch.autocast(kind, enabled=False)  # millimetres do not survive bfloat16
-        with exact:
+        with exactly(body.device.type):  # millimetres do not survive bfloat16
             body, action = body.float(), action.float()
             near = self.near(body)
             robot = self.robot(torch.cat([body, near, action], dim=-1))
@@ -136,6 +132,13 @@ class Motion(nn.Module):
         seen = torch.cat([body[..., self.at_fingers], away, height], dim=-1)
         waves = (seen[..., None, :] * self.scales[:, None]).flatten(-2)
         return torch.cat([seen, waves.sin(), waves.cos(), body[..., self.at_raw]], dim=-1)
+
+
+def exactly(kind: str) -> AbstractContextManager[object]:
+    """Context without autocast on devices of this kind."""
+    if torch.amp.is_autocast_available(kind):  # the `meta` device knows none
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
 
 
 class Linears(nn.Module):

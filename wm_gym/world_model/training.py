@@ -21,6 +21,7 @@ from wm_gym.world_model.learning import LearningConfig, clips, learn, set_aside
 from wm_gym.world_model.model import WorldModel, pixels
 from wm_gym.world_model.motion import MotionTrainingConfig, fit_motion
 from wm_gym.world_model.muon import muon_and_adamw
+from wm_gym.world_model.reading import ReadingTrainingConfig, fit_reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +52,13 @@ class WorldModelTrainingConfig(LearningConfig):
     to a twentieth along a cosine. AdamW has half of it, for all other weights."""
     change_weight: float = 2.0
     """Extra weight of pixels near what differs from the first frame: what moves is small."""
-    body_weight: float = 0.1
-    """Of the errors in the body, as it is read from pictures, beside pixels."""
     body_noise: float = 0.01
     """Noise on the body that every step is told, in its standard deviations: what is imagined will
     not be exact."""
     motion: MotionTrainingConfig = field(default_factory=MotionTrainingConfig)
     """Of the measurements by themselves, before all else."""
-    readings: int = 64
-    """Moments at which a body is read in a batch, drawn like its clips."""
+    reading: ReadingTrainingConfig = field(default_factory=ReadingTrainingConfig)
+    """Of the measurements from pictures, before these are drawn."""
     held_out: float = 0.08
     """Share of the episodes of every source that only validate."""
 
@@ -90,13 +89,17 @@ def train_world_model(
     )
     learner = Learner(model, config)
     first = learner.restore(run)
-    if not first and run.load("moving") is None:
+    if not first:
         if not fine_tune:
             measure(model, fit)
-        learn_motion(model, fit, config)
-        run.save(learner.state(0), "moving")
-    elif not first:
-        learner.load(run, "moving")
+        parts = {
+            "moving": lambda: learn_motion(model, fit, config),
+            "reading": lambda: learn_reading(model, windows, config),
+        }
+        for name, learn_part in parts.items():
+            if learner.load(run, name) is None:
+                learn_part()
+                run.save(learner.state(0), name)
 
     @cache
     def lasting(length: int) -> Windows:
@@ -105,8 +108,7 @@ def train_world_model(
     def draw(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         length = config.length(step)
         count = min(config.most_clips, max(1, config.transitions // length))
-        batch = lasting(length).batch(lasting(length).sample(count, generator))
-        return batch | moments(lasting(length), config.readings, generator)
+        return lasting(length).batch(lasting(length).sample(count, generator))
 
     def judge() -> dict[str, float]:
         return replay_report(model, judged, compared)
@@ -127,6 +129,13 @@ def learn_motion(
     fit_motion(model.transition.motion, bodies, actions, config.motion, config.seed, weights)
 
 
+def learn_reading(model: WorldModel, windows: Windows, config: WorldModelTrainingConfig) -> None:
+    """Fit how measurements are read from pictures; it takes a few minutes."""
+    scale = model.body_mean, model.body_std
+    moments = clips(windows, 1, config.beginnings)
+    fit_reader(model.encoder.body, moments, *scale, config.reading, config.seed)
+
+
 class Learner(learning.Learner):
     """Of a recurrent world model."""
 
@@ -136,7 +145,8 @@ class Learner(learning.Learner):
 
     def __init__(self, model: WorldModel, config: WorldModelTrainingConfig) -> None:
         """Begin from the model's present weights."""
-        model.transition.motion.requires_grad_(False)  # learnt before, by itself
+        for part in (model.transition.motion, model.encoder.body):  # learnt before, by themselves
+            part.requires_grad_(False)
         apart = {id(p) for p in (*model.renderer.leave.parameters(), model.renderer.mean)}
         apart.add(id(model.encoder.place))
         learnt = [p for p in model.parameters() if p.requires_grad]
@@ -155,23 +165,16 @@ class Learner(learning.Learner):
         clean = pixels(batch["future"][rows, chosen].to(device)).flatten(0, 1)
         anchor = pixels(batch["anchor"].to(device))
         noise = torch.randn((n, *model.noise_shape(t)), generator=generator).to(device)
-        body = self._standardised(batch["body"])  # (n, 1 + t, p)
+        body = (batch["body"].to(device) - model.body_mean) / model.body_std  # (n, 1 + t, p)
         valid = batch["valid"].to(device)
         with torch.autocast(device.type, torch.bfloat16):
             start = model.encoder(remembered(batch, device))
             grids = self._led(start, batch["actions"].to(device), body, noise)
             seen = grids[rows, chosen].flatten(0, 1), body[:, 1:][rows, chosen].flatten(0, 1)
             drawn = model.renderer(*seen)
-            read = model.encoder.body(batch["moments"].to(device))
         still = anchor.repeat_interleave(each, 0)
         shown = valid[rows, chosen].flatten()
-        pixel_loss = frame_loss(drawn, clean, still, shown, self.config.change_weight)
-        # Absolute: squares would care for hands that are far out, and not for the millimetres.
-        read_loss = (read - self._standardised(batch["moment_bodies"])).abs().mean()
-        return pixel_loss + self.config.body_weight * read_loss
-
-    def _standardised(self, body: Tensor) -> Tensor:
-        return (body.to(self.model.device) - self.model.body_mean) / self.model.body_std
+        return frame_loss(drawn, clean, still, shown, self.config.change_weight)
 
     def _led(self, state: State, actions: Tensor, body: Tensor, noise: Tensor) -> Tensor:
         """Play actions (n, t, a) beside the true body (n, 1 + t, p), which every step is told.
@@ -191,12 +194,6 @@ def remembered(batch: Mapping[str, Tensor], device: torch.device) -> Tensor:
     """Pictures that a state begins from: the first, then the memory; (n, 1 + m, 3, H, W)."""
     shown = torch.cat([batch["anchor"][:, None], batch["memory"]], dim=1)
     return pixels(shown.to(device))
-
-
-def moments(windows: Windows, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Draw moments to read a body at: what is remembered there, and the body itself."""
-    batch = windows.lasting(1).batch(windows.sample(count, generator))
-    return {"moments": remembered(batch, torch.device("cpu")), "moment_bodies": batch["body"][:, 0]}
 
 
 def frame_loss(

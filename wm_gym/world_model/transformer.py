@@ -170,8 +170,11 @@ class VideoTransformer(nn.Module, Pretrained):
         ]
         return to_frames(torch.cat(drawn)).unflatten(0, latents.shape[:2])
 
-    def begin(self, frames: Tensor) -> VideoMemory:
-        """Remember pictures, uint8 (n, t, H, W, 3), t >= 1: the first, and the last `memory`."""
+    def begin(self, frames: Tensor, robot: Tensor | None = None) -> VideoMemory:
+        """Remember pictures, uint8 (n, t, H, W, 3), t >= 1: the first, and the last `memory`.
+
+        robot: None; this model knows nothing but pictures.
+        """
         missing = max(0, self.config.memory - frames.shape[1])
         recent = self.encode(frames, last=self.config.memory)
         whole = frames.shape[1] <= self.config.memory
