@@ -105,6 +105,7 @@ class FakeWorldModel(nn.Module):
         for weight in self.conv.parameters():
             nn.init.normal_(weight, std=0.3, generator=generator)
         self.rows_imagined: list[int] = []  # batch size of every call
+        self.told: Tensor | None = None  # of the robots, at the last beginning
 
     @property
     def device(self) -> torch.device:
@@ -124,8 +125,9 @@ class FakeWorldModel(nn.Module):
         pixels = ((latents.float() + 1) * 127.5).round().clamp(0, 255)
         return pixels.to(torch.uint8).movedim(-3, -1)
 
-    def begin(self, frames: Tensor) -> FakeMemory:
-        """Remember the first frame and the last four."""
+    def begin(self, frames: Tensor, robot: Tensor | None = None) -> FakeMemory:
+        """Remember the first frame and the last four, and what was told of the robots."""
+        self.told = robot
         latents = self.encode(frames)
         missing = max(4 - latents.shape[1], 0)
         padded = torch.cat([latents[:, :1].expand(-1, missing, -1, -1, -1), latents], 1)

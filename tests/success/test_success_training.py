@@ -47,7 +47,7 @@ class Levels:
     def encode(self, frames: Tensor) -> Tensor:
         return self.latent(frames.float().mean((2, 3, 4)) / 255, 0.0)
 
-    def begin(self, frames: Tensor) -> Tensor:
+    def begin(self, frames: Tensor, robot: Tensor) -> Tensor:
         return frames[:, -1].float().mean((1, 2, 3)) / 255
 
     def imagine(self, memory: Tensor, actions: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from wm_gym.data import Episode
 from wm_gym.data.windows import holdout_episodes
 from wm_gym.evaluation.fidelity import replay_latents
 from wm_gym.runs import Run
-from wm_gym.world_model import training
+from wm_gym.world_model import reading, training
 from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.motion import MotionTrainingConfig
 from wm_gym.world_model.reading import ReadingTrainingConfig
@@ -229,16 +229,24 @@ def test_short_episodes_are_judged_at_the_steps_that_they_have(small, tmp_path):
 def test_a_source_without_weight_is_not_learnt_from(small, squares, tmp_path, monkeypatch):
     """Its squares are grey."""
     grey = [replace(e, frames=e.frames // 2, source="grey") for e in squares]
-    seen, step = set(), Learner.step
+    drawn, read = set(), set()
+    step, moments = Learner.step, reading.moments
 
-    def noted(self, batch, *args):
-        seen.update(batch["future"].unique().tolist(), batch["moments"].unique().tolist())
+    def noted_step(self, batch, *args):
+        drawn.update(batch["future"].unique().tolist())
         return step(self, batch, *args)
 
-    monkeypatch.setattr(Learner, "step", noted)
+    def noted_moments(*args):
+        shown, bodies = moments(*args)
+        read.update(shown.unique().tolist())
+        return shown, bodies
+
+    monkeypatch.setattr(Learner, "step", noted_step)
+    monkeypatch.setattr(reading, "moments", noted_moments)
     config = replace(SHORT, weights={"grey": 0.0})
     train_world_model(small(0), squares + grey, config, Run(tmp_path))
-    assert seen == {0, 255, -1.0, 1.0}
+    assert drawn == {0, 255}
+    assert read == {-1.0, 1.0}
 
 
 def scored(monkeypatch, *scores: float) -> None:
