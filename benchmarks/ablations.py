@@ -36,13 +36,13 @@ from wm_gym.world_model.training import (
 from wm_gym.world_model.transformer import VideoTransformer, VideoTransformerConfig
 from wm_gym.world_model.video_training import VideoTrainingConfig, train_video_transformer
 
-RECURRENT = PRESETS["nano-object"]
-TRANSFORMER = VideoTransformerConfig(  # about as many FLOP for a frame that is drawn
+CONVOLUTION = PRESETS["nano-object"]
+TRANSFORMER = VideoTransformerConfig(  # about as many FLOP for a frame that is drawn as `nano`
     image_size=64,
     depth=2,
-    width=96,
+    width=64,
     heads=4,
-    block_out_channels=(8, 16, 32),
+    block_out_channels=(8, 8, 16),
     layers_per_block=1,
     latent_channels=8,
     scaling_factor=1.0,
@@ -63,11 +63,11 @@ class Variant:
 
 
 VARIANTS = {
-    "recurrent": Variant(RECURRENT),
-    "recurrent, without failures": Variant(RECURRENT, successes=True),
-    "recurrent, without noise": Variant(replace(RECURRENT, noise=0.0), exact=True),
-    "recurrent, one network of motion": Variant(replace(RECURRENT, members=1)),
-    "recurrent, not told of the object": Variant(PRESETS["nano"]),
+    "convolution": Variant(CONVOLUTION),
+    "convolution, without failures": Variant(CONVOLUTION, successes=True),
+    "convolution, without noise": Variant(replace(CONVOLUTION, noise=0.0), exact=True),
+    "convolution, one network of motion": Variant(replace(CONVOLUTION, members=1)),
+    "convolution, not told of the object": Variant(PRESETS["nano"]),
     "transformer": Variant(TRANSFORMER),
     "transformer, without failures": Variant(TRANSFORMER, successes=True),
     "transformer, without anchor": Variant(replace(TRANSFORMER, anchor=False)),

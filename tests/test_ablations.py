@@ -21,7 +21,7 @@ from wm_gym.world_model.transformer import VideoTransformerConfig
 from wm_gym.world_model.video_training import VideoTrainingConfig
 
 SMALL = WorldModelConfig(
-    16, outer=8, width=8, vector=16, draw=(8, 8), embed=16, body=("x",), body_size=1
+    16, outer=8, width=8, vector=16, draw=(8, 8, 8), embed=16, body=("x",), body_size=1
 )
 VIDEO = VideoTransformerConfig(
     16,
@@ -70,8 +70,8 @@ def seen(monkeypatch, tmp_path) -> list[tuple]:
     monkeypatch.setattr(ablations, "TRANSFORMER", VIDEO)
     monkeypatch.setattr(ablations, "HELD_OUT", 0.3)
     variants = {
-        "recurrent": Variant(SMALL),
-        "recurrent, exact": Variant(SMALL, exact=True, successes=True),
+        "convolution": Variant(SMALL),
+        "convolution, exact": Variant(SMALL, exact=True, successes=True),
         "transformer": Variant(VIDEO),
         "transformer, without anchor": Variant(replace(VIDEO, anchor=False)),
     }
@@ -95,7 +95,7 @@ def test_as_many_steps_as_fit_into_the_time():
 
 
 def test_every_variant_is_trained_and_judged_once(seen):
-    only = ("recurrent", "transformer", "transformer, without anchor")
+    only = ("convolution", "transformer", "transformer, without anchor")
     config = replace(QUICK, only=only, path=Path("ablations.json"))
     main(config)
     rows = json.loads(config.path.read_text())["rows"]
@@ -112,7 +112,7 @@ def test_every_variant_is_trained_and_judged_once(seen):
 
 
 def test_variants_differ_in_what_they_say_they_do(seen):
-    main(replace(QUICK, only=("recurrent", "recurrent, exact", "transformer, without anchor")))
+    main(replace(QUICK, only=("convolution", "convolution, exact", "transformer, without anchor")))
     (_, everything, noisy), (_, successes, exact), *_, (video, all_again, _) = seen
     assert {e.succeeded for e in everything} == {True, False}
     assert {e.succeeded for e in successes} == {True}

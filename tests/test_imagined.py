@@ -439,7 +439,7 @@ def test_closing_lets_go_of_the_models():
 def random_models(noise: float) -> dict:
     """Real networks with random weights; nothing is ever a success."""
     generator = torch.Generator().manual_seed(0)
-    shape = {"outer": 8, "width": 8, "vector": 16, "draw": (8, 8), "embed": 16}
+    shape = {"outer": 8, "width": 8, "vector": 16, "draw": (8, 8, 8), "embed": 16}
     model = WorldModel(WorldModelConfig(16, body=("x",), body_size=3, noise=noise, **shape))
     success = SuccessClassifier(
         SuccessConfig(channels=8, side=2, vector=19, width=16, features=5, threshold=2.0)

@@ -130,12 +130,20 @@ def audit_rows(path: Path | None) -> dict[str, str]:
 
 def success_rows(report: Mapping[str, Any]) -> dict[str, str]:
     """Held-out scores of the classifier as rows of a card."""
-    kinds = {"real": "as recorded", "imagined": "as imagined"}
-    return {
-        f"held-out episodes {text}, F1 / false successes": f"{report[kind]['f1']:.2f} / "
-        f"{100 * report[kind]['false_success']:.0f} %"
-        for kind, text in kinds.items()
-    }
+    rows = {}
+    for kind, text in {"real": "as recorded", "imagined": "as imagined"}.items():
+        found = report[kind]
+        rows |= {
+            f"held-out episodes {text}, F1 / false successes": f"{found['f1']:.2f} / "
+            f"{100 * found['false_success']:.0f} %",
+            f"{text}, calibration error / false hits of 1,000 pictures / steps to the verdict": (
+                f"{found['expected_calibration_error']:.3f} / {found['false_per_thousand']:.1f} / "
+                f"{found['delay']:+.1f}"
+            ),
+        }
+    rows["rule"] = f"at least {report['imagined']['threshold']} for {report['hold']} steps"
+    rows["pictures judged alike once drawn"] = f"{100 * report['reconstruction_agreement']:.1f} %"
+    return rows
 
 
 def base_rows(done: Mapping[str, Any]) -> dict[str, str]:

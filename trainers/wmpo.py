@@ -30,14 +30,20 @@ from wm_gym.real.pool import SimulationPool
 from wm_gym.runs import Run
 from wm_gym.starts import load_starts, save_starts
 from wm_gym.success.classifier import SuccessConfig
-from wm_gym.success.training import SuccessTrainingConfig, train_classifier
+from wm_gym.success.training import (
+    SuccessTrainingConfig,
+    reconstruction_agreement,
+    train_classifier,
+)
 from wm_gym.tasks import Task, get_task
+from wm_gym.world_model.learning import set_aside
 from wm_gym.world_model.loading import load_world_model
 from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.presets import PRESETS
 from wm_gym.world_model.training import WorldModelTrainingConfig, train_world_model
 
 ON_POLICY = 3.0  # how much more often a clip of the rollouts is trained on than another
+ALIKE = 0.99  # least share of pictures that a classifier must judge alike, real and drawn
 STARTS = {"train": 512, "validation": 128, "test": 256}
 
 
@@ -201,14 +207,23 @@ def fit_success(config: WMPOConfig, run: Run, everything: list[Episode]) -> dict
     settings = replace(config.success, seed=config.seed)
     classifier, real, imagined = train_classifier(model, everything, shape, settings)
     classifier.save_pretrained(run.folder / "success", dtype=torch.float16)
+    judged = set_aside(everything, settings.held_out, settings.seed)[1]
+    agreement = reconstruction_agreement(model, classifier, judged)
     print(
         f"Success on held-out episodes, as recorded: F1 {real.f1:.2f}, false "
         f"{real.false_success:.0%}; as imagined: F1 {imagined.f1:.2f}, false "
         f"{imagined.false_success:.0%}, at threshold {imagined.threshold} held for "
-        f"{classifier.hold_k} steps."
+        f"{classifier.hold_k} steps. Of {agreement:.1%} of their pictures it says the same once "
+        "the world model has drawn them."
     )
+    if agreement < ALIKE:
+        print(
+            f"That is less than {ALIKE:.0%}: success will be judged by what the world model loses. "
+            "Train it for longer, or a larger one."
+        )
     return {
         "hold": classifier.hold_k,
+        "reconstruction_agreement": agreement,
         "imagined": imagined._asdict(),
         "real": real._asdict(),
     }

@@ -147,7 +147,7 @@ def test_a_replay_begins_with_what_the_robot_measured(model_of_x):
 
 @pytest.fixture
 def model_of_x() -> WorldModel:
-    shape = {"outer": 8, "width": 8, "vector": 16, "draw": (8, 8), "embed": 16}
+    shape = {"outer": 8, "width": 8, "vector": 16, "draw": (8, 8, 8), "embed": 16}
     model = WorldModel(WorldModelConfig(SIZE, body=("x",), body_size=1, noise=0.0, **shape))
     model.body_mean.fill_(1.0), model.body_std.fill_(4.0)
     return model.requires_grad_(False)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from wm_gym.success.calibration import (
+    THRESHOLDS,
     Watched,
     calibrate,
     choose_rule,
@@ -123,6 +124,34 @@ def test_reliability_is_over_all_windows():
     assert sum(count for *_, count in found.reliability) == 12
     # Bins: ten zeros of which three succeed, 0.48 which does not, 0.62 which does.
     assert found.expected_calibration_error == pytest.approx((3 + 0.48 + 0.38) / 12)
+
+
+def test_false_hits_are_counted_where_the_task_is_not_done():
+    # Not done in 2 + 6 of 12 windows; at 0.5 one of these 8 hits.
+    found = calibrate([spikes((2, 0.62)), spikes((3, 0.51))], labels(2, None), 1, 1, threshold=0.5)
+    assert found.false_per_thousand == 125.0
+
+
+def test_every_threshold_is_told_by_episode():
+    # Up to 0.45 both episodes are called a success, which one is; to 0.6 one; then none.
+    found = calibrate([spikes((2, 0.62)), spikes((3, 0.48))], labels(1, None), 1, 1)
+    table = {t: scores for t, *scores in found.by_threshold}
+    assert list(table) == list(THRESHOLDS)
+    assert table[0.45] == pytest.approx([1 / 2, 1, 2 / 3])
+    assert (table[0.6], table[0.65]) == ([1, 1, 1], [0, 0, 0])
+
+
+def test_of_holds_that_are_about_as_good_the_shortest_is_chosen():
+    # Of 100 lifts one lasts 3 steps only in failure: F1 199/200 at hold 2, 1 at 4. A standard error
+    # of the best is 0, and of 100 lifts of which one is too short for every hold it is 0.005.
+    lift, failed = np.array([0.0] + [0.9] * 8), np.zeros(9, bool)
+    blink = np.array([0.0] + [0.9] * 3 + [0.0] * 5)
+    flash = np.array([0.0, 0.9] + [0.0] * 7)
+    done = lift > 0
+    exact = Watched([lift] * 100 + [blink], [done] * 100 + [failed])
+    assert choose_rule(exact, exact, 1.0)[0] == 4
+    noisy = Watched([lift] * 100 + [blink, flash], [done] * 100 + [failed, done])
+    assert choose_rule(noisy, noisy, 1.0)[0] == 2
 
 
 def test_the_hold_that_rules_out_a_blink_is_chosen():

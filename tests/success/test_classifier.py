@@ -140,3 +140,10 @@ def test_the_verdict_rule_is_saved_with_the_weights(tmp_path):
     loaded = SuccessClassifier.from_pretrained(tmp_path)
     assert {name: getattr(loaded, name) for name in rule} == rule
     assert torch.equal(loaded.watch(latents()), classifier.watch(latents()))
+
+
+def test_latents_without_a_grid_are_judged_by_the_rest():
+    classifier = SuccessClassifier(replace(TINY, channels=0)).eval()
+    latents = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(1))
+    assert classifier.config.latent_size == 6
+    torch.testing.assert_close(classifier.embed(latents), classifier.vector(latents))

@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.fakes import FakeWorldModel
 from wm_gym.data import Episode
 from wm_gym.data.windows import holdout_episodes
+from wm_gym.evaluation.fidelity import recorded_latents
 from wm_gym.success import training
 from wm_gym.success.calibration import Watched, calibrate, choose_rule
 from wm_gym.success.classifier import SuccessConfig
@@ -21,6 +22,7 @@ from wm_gym.success.training import (
     frame_labels,
     imagined_latents,
     latents_of,
+    reconstruction_agreement,
     train_classifier,
     watch,
     window_weights,
@@ -223,10 +225,28 @@ def test_the_rule_is_chosen_on_imagined_replays_of_the_episodes_held_out(trained
     assert real.reliability == calibrate(recorded, labels, hold, hold).reliability
 
 
+@pytest.mark.parametrize("light", [1.0, 0.0])
+def test_pictures_are_judged_again_once_they_are_drawn(trained, light):
+    """Drawn as they are they are judged alike; all in black none is a success."""
+
+    class Draws(Levels):
+        def decode(self, latents: Tensor) -> Tensor:
+            level = (255 * light * latents[..., 32]).round().to(torch.uint8)
+            return level[..., None, None, None].expand(*level.shape, 4, 4, 3)
+
+    episodes = [episode(None), episode(6)]
+    hits = [
+        watch(trained[0], x) >= trained[0].threshold for x in recorded_latents(Draws(), episodes)
+    ]
+    share = 1.0 if light else 1 - np.concatenate(hits).mean()
+    assert 0.5 < share and (light or share < 0.9)
+    assert reconstruction_agreement(Draws(), trained[0], episodes) == pytest.approx(share)
+
+
 @pytest.fixture(scope="module")
 def model() -> WorldModel:
     torch.manual_seed(0)
-    shape = {"outer": 8, "width": 8, "vector": 4, "draw": (8, 8), "embed": 8}
+    shape = {"outer": 8, "width": 8, "vector": 4, "draw": (8, 8, 8), "embed": 8}
     body = {"body": ("x",), "body_size": 2}
     return WorldModel(WorldModelConfig(image_size=16, **shape, **body)).eval()
 

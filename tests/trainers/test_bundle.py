@@ -27,8 +27,24 @@ REPORTS = {
         **{"psnr_first/1": 26.0, "psnr_first/32": 13.0},
     },
     "train-success": {
-        "real": {"f1": 0.98, "false_success": 0.0},
-        "imagined": {"f1": 0.845, "false_success": 0.07},
+        "hold": 4,
+        "reconstruction_agreement": 0.9912,
+        "real": {
+            "f1": 0.98,
+            "false_success": 0.0,
+            "threshold": 0.55,
+            "expected_calibration_error": 0.0123,
+            "false_per_thousand": 2.46,
+            "delay": -1.26,
+        },
+        "imagined": {
+            "f1": 0.845,
+            "false_success": 0.07,
+            "threshold": 0.55,
+            "expected_calibration_error": 0.04,
+            "false_per_thousand": 11.0,
+            "delay": 3.0,
+        },
     },
     "grpo": {},
     "clone": {"validation": {"n": 4, "successes": 2, "rate": 0.5, "low": 0.15, "high": 0.85}},
@@ -42,7 +58,7 @@ def finished(tmp_path_factory) -> Path:
     """A run folder as the stages would leave it, with tiny models."""
     folder = tmp_path_factory.mktemp("run")
     run = Run(folder, WMPOConfig(out=folder, seed=5, grpo_seeds=(3, 4)))
-    shape = {"outer": 8, "width": 8, "vector": 8, "draw": (8, 8), "embed": 8}
+    shape = {"outer": 8, "width": 8, "vector": 8, "draw": (8, 8, 8), "embed": 8}
     body = {"body": ("x",), "body_size": 1, "fingers": (0,)}
     WorldModel(WorldModelConfig(image_size=16, **shape, **body)).save_pretrained(
         folder / "world_model"
@@ -108,7 +124,11 @@ def test_cards_say_what_was_measured(shipped):
     assert "7 scripted demonstrations, 290 episodes of play and 128 rollouts" in world
     drift = "usable horizon, median drift of gripper 10 mm or object 15 mm"
     assert f"| {drift} | 41 steps |" in card(shipped, "world_model")
-    assert "as imagined, F1 / false successes | 0.84 / 7 % |" in card(shipped, "success")
+    told = card(shipped, "success")
+    assert "as imagined, F1 / false successes | 0.84 / 7 % |" in told
+    assert "as recorded, calibration error" in told and "| 0.012 / 2.5 / -1.3 |" in told
+    assert "| rule | at least 0.55 for 4 steps |" in told
+    assert "| pictures judged alike once drawn | 99.1 % |" in told
     assert "| test starts, greedy | 25.0 % [4.6, 69.9] (n = 4) |" in card(shipped, "policy_base")
     improved = card(shipped, "policy_improved")
     assert "| test starts, greedy | 75.0 % [30.1, 95.4] (n = 4) |" in improved

@@ -70,7 +70,7 @@ def record(path: Path, levels: tuple[int, ...]) -> Path:
 
 @pytest.fixture
 def config(tmp_path, monkeypatch) -> WMPOConfig:
-    sizes = {"outer": 8, "width": 8, "vector": 8, "draw": (8, 8), "embed": 8}
+    sizes = {"outer": 8, "width": 8, "vector": 8, "draw": (8, 8, 8), "embed": 8}
     shape = Shape(image_size=16, max_chunk=4, **sizes, body=("x",), body_size=1)
     monkeypatch.setitem(PRESETS, "tiny", shape)
     monkeypatch.setitem(SIZES, "tiny", shape)

@@ -17,7 +17,7 @@ from wm_gym.world_model.transformer import VideoTransformerConfig
 @pytest.fixture
 def tiny() -> WorldModelConfig:
     body = {"body": ("hand", "fingers"), "body_size": 3}
-    shape = {"outer": 8, "width": 8, "vector": 16, "draw": (8, 8), "embed": 16}
+    shape = {"outer": 8, "width": 8, "vector": 16, "draw": (8, 8, 8), "embed": 16}
     return WorldModelConfig(image_size=16, **shape, **body)
 
 
@@ -39,7 +39,7 @@ def small() -> Callable[[int], WorldModel]:
 
     def make(seed: int) -> WorldModel:
         torch.manual_seed(seed)
-        shape = {"outer": 8, "width": 8, "vector": 64, "draw": (8, 8), "embed": 8}
+        shape = {"outer": 8, "width": 8, "vector": 64, "draw": (8, 8, 8), "embed": 8}
         return WorldModel(
             WorldModelConfig(image_size=16, max_chunk=4, **shape, body=("x",), body_size=1)
         )

@@ -41,7 +41,7 @@ def transition() -> Transition:
 
 
 def renderer() -> Renderer:
-    return Renderer(8, (8, 8), 4, 16, side=2)
+    return Renderer(8, (8, 8, 8), 4, 16, side=2)
 
 
 def differ(one: State, other: State) -> set[str]:
@@ -286,23 +286,37 @@ def test_a_picture_shows_grid_and_body_and_no_other_row(part):
     assert not torch.allclose(before[1], after[1])
 
 
-@pytest.mark.parametrize("silent", ["condition", "body"])
-def test_a_body_is_drawn_as_a_map_and_as_a_condition(silent):
-    """Either alone shows it; without both it cannot be seen."""
+@pytest.mark.parametrize("way", ["layout", "first.condition", "coarse.condition"])
+def test_a_body_is_drawn_as_a_map_and_as_conditions(way):
+    """Any alone shows it; without all three it cannot be seen."""
     draw, state = randomise(renderer()), states()
-    draw.get_submodule({"condition": "condition", "body": "body.0"}[silent]).weight.zero_()
-    one, other = draw(state.grid, state.body), draw(state.grid, -state.body)
-    assert not torch.allclose(one, other)
-    draw.condition.weight.zero_(), draw.body[0].weight.zero_()
+    ways = {name: draw.get_submodule(name) for name in ("layout", "first.condition")}
+    ways["coarse.condition"] = draw.coarse.condition
+    kept = ways[way].weight.clone()
+    for linear in ways.values():
+        linear.weight.zero_()
     assert torch.equal(draw(state.grid, state.body), draw(state.grid, -state.body))
+    ways[way].weight.copy_(kept)
+    assert not torch.allclose(draw(state.grid, state.body), draw(state.grid, -state.body))
+
+
+def test_a_body_alone_is_drawn_cell_by_cell():
+    """Cell (y, x) of the layout lies at the pixels from (8 y, 8 x) on."""
+    draw = Renderer(0, (8, 8, 8), 4, 16, side=2).requires_grad_(False)
+    nn.init.normal_(draw.leave.weight)
+    body, grid = drawn(1, 4), torch.empty(1, 0, 1, 1)
+    before = draw(grid, body)
+    draw.layout.bias[8 * (2 * 1 + 0) :][:8] += 3.0
+    moved = (draw(grid, body) - before).abs().mean(1)
+    assert nn.functional.avg_pool2d(moved, 8)[0].argmax().item() == 2
 
 
 @pytest.mark.parametrize(("y", "x"), [(0, 0), (0, 3), (3, 1)])
 def test_a_cell_is_drawn_where_it_lies(y, x):
-    """Norms see all of a grid; apart from them, new blocks leave a cell to its 8 x 8 pixels."""
+    """A new renderer leaves a cell to its 8 x 8 pixels, but for the last convolution's edge."""
     torch.manual_seed(0)
-    draw = Renderer(8, (8, 8), 4, 16, side=4).requires_grad_(False)
-    nn.init.normal_(draw.leave[-1].weight)
+    draw = Renderer(8, (8, 8, 8), 4, 16, side=4).requires_grad_(False)
+    nn.init.normal_(draw.leave.weight)
     grid, body = drawn(1, 8, 4, 4), drawn(1, 4)
     before = draw(grid, body)
     grid[0, :, y, x] *= -1

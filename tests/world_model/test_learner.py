@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -48,7 +50,7 @@ def test_every_weight_has_one_optimiser_and_vectors_have_adamw(small):
     assert sorted(muon + adamw) == sorted(set(names.values()) - alone)
     assert len(alone) == 2 * 8 + 30  # two networks of four layers, and how a body is read
     assert "transition.vector.weight_hh" in muon and "encoder.enter.weight" in muon
-    apart = {"renderer.mean", "renderer.leave.2.weight", "encoder.place"}
+    apart = {"renderer.mean", "renderer.leave.weight", "renderer.layout.weight", "encoder.place"}
     assert {n for n in adamw if dict(learner.model.named_parameters())[n].dim() > 1} == apart
 
 
@@ -79,13 +81,13 @@ def test_the_gradients_of_the_parts_of_a_batch_are_averaged(small):
         model = small(0)
         config = WorldModelTrainingConfig(grad_clip=1e9)
         loss = Learner(model, config).step(part, 0, torch.Generator().manual_seed(0))
-        found.append((loss, model.renderer.leave[-1].bias.grad))
+        found.append((loss, model.renderer.leave.bias.grad))
     model = small(0)
     learner = Learner(model, WorldModelTrainingConfig(grad_clip=1e9, parts=2, body_noise=0.0))
     loss = learner.step(batch, 0, torch.Generator().manual_seed(0))
     assert loss == pytest.approx((found[0][0] + found[1][0]) / 2, rel=0.02)
     expected = (found[0][1] + found[1][1]) / 2
-    torch.testing.assert_close(model.renderer.leave[-1].bias.grad, expected)
+    torch.testing.assert_close(model.renderer.leave.bias.grad, expected)
 
 
 def test_averaged_weights_are_lent_and_taken_back(small):
@@ -93,7 +95,7 @@ def test_averaged_weights_are_lent_and_taken_back(small):
     for step in range(3):
         batch = batch_of([counting(0)], [step], block=3)
         learner.step(batch, step, torch.Generator().manual_seed(step))
-    weights = learner.model.renderer.leave[-1].bias
+    weights = learner.model.renderer.leave.bias
     before, average = weights.clone(), learner.average.shadow_params
     with learner.averaged():
         inside = [p.clone() for p in learner.model.parameters()]
@@ -218,3 +220,20 @@ def test_pictures_are_shared_by_the_clips_two_each_at_least(small, monkeypatch, 
     first, second = seen["shown"][:each], seen["shown"][each:]
     assert len(set(first)) == len(set(second)) == each  # none twice
     assert set(first) <= set(range(1, 7)) and set(second) <= set(range(101, 107))
+
+
+def test_where_the_body_is_the_whole_state_pictures_are_learnt_from_it_alone(small, monkeypatch):
+    torch.manual_seed(0)
+    model = WorldModel(replace(small(0).config, width=0, vector=0))
+    seen, render = [], model.renderer.forward
+
+    def renderer(grid, body):
+        seen.append((grid.shape, body.tolist()))
+        return render(grid, body)
+
+    monkeypatch.setattr(model.renderer, "forward", renderer)
+    monkeypatch.setattr(model.encoder, "forward", None)  # nothing is read
+    batch = batch_of([counting(0), counting(100)], [5, 20 + 10], block=1)
+    learner = Learner(model, WorldModelTrainingConfig())
+    learner.step(batch, 0, torch.Generator().manual_seed(0))
+    assert seen == [((2, 0, 1, 1), [[6.0], [111.0]])]

@@ -77,7 +77,7 @@ def test_a_cpu_draws_many_pictures_a_few_at_a_time(model, monkeypatch):
 @pytest.mark.parametrize(("value", "level"), [(0.004, 128), (1.5, 255), (-1.5, 0)])
 def test_decoding_rounds_and_clips(model, value, level):
     # (x + 1) x 127.5: 127.5 + 0.51 rounds up, and 1.5 is over the top.
-    model.renderer.leave[-1].weight.zero_(), model.renderer.leave[-1].bias.fill_(value)
+    model.renderer.leave.weight.zero_(), model.renderer.leave.bias.fill_(value)
     model.renderer.mean.zero_()
     memory, actions, noise = given(model)
     latents = model.imagine(memory, actions, noise)[1]
@@ -341,3 +341,56 @@ def test_a_size_that_has_no_whole_cells_is_refused():
 def test_the_last_pictures_alone_have_the_same_latents(model, last):
     frames = pictures(2, 7)
     torch.testing.assert_close(model.encode(frames, last=last), model.encode(frames)[:, -last:])
+
+
+# A world that is its body alone.
+
+
+@pytest.fixture
+def bodily(tiny) -> WorldModel:
+    """Random layers, as `model` has; a body of three numbers and nothing else."""
+    model = WorldModel(replace(tiny, width=0, vector=0))
+    generator = torch.Generator().manual_seed(0)
+    for weights in model.parameters():
+        torch.nn.init.normal_(weights, std=0.1, generator=generator)
+    return model.eval().requires_grad_(False)
+
+
+def test_the_latent_of_a_picture_is_the_body_that_is_read_from_it(bodily):
+    frames = pictures(2, 1)
+    shown = pixels(frames).expand(-1, 5, -1, -1, -1)  # the first stands for those before it
+    assert bodily.config.latent_size == 3
+    torch.testing.assert_close(bodily.encode(frames)[:, 0], bodily.encoder.body(shown))
+
+
+def test_a_body_moves_by_itself(bodily):
+    memory, actions, noise = given(bodily, k=2)
+    after, latents = bodily.imagine(memory, actions, 0 * noise)
+    motion, body = bodily.transition.motion, memory.state
+    for step in range(2):
+        body = body + motion.change * motion(body, actions[:, step])
+        torch.testing.assert_close(latents[:, step], body)
+    assert torch.equal(after.state, latents[:, 1])
+
+
+def test_told_what_is_measured_it_is_that(bodily):
+    memory, actions, _ = given(bodily, k=5)
+    measured = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(bodily.follow(memory, actions, measured), measured)
+
+
+def test_a_picture_shows_its_body_and_no_other_row(bodily):
+    latents = torch.randn(2, 1, 3, generator=torch.Generator().manual_seed(2))
+    before = drawn(bodily, latents)
+    latents[1] *= -1
+    after = drawn(bodily, latents)
+    torch.testing.assert_close(before[0], after[0])
+    assert not torch.allclose(before[1], after[1])
+
+
+def test_a_saved_body_imagines_the_same(bodily, tmp_path):
+    bodily.save_pretrained(tmp_path)
+    loaded = WorldModel.from_pretrained(tmp_path)
+    latents = bodily.imagine(*given(bodily))[1]
+    assert torch.equal(loaded.imagine(*given(bodily))[1], latents)
+    assert torch.equal(loaded.decode(latents), bodily.decode(latents))

@@ -50,7 +50,7 @@ def test_it_learns_what_pictures_show_in_units_of_the_scale():
     learner = reader()
     windows = Windows([seen_at(0, 60), seen_at(100, 60)], memory=2, body=("x",))
     mean, std = torch.tensor([800.0]), torch.tensor([500.0])
-    error = fit_reader(learner, windows, mean, std, LEARNT, seed=0)
+    error = fit_reader(learner, windows, mean, std, (), LEARNT, seed=0)
     assert error < 0.1  # 1 before, the levels being 0 to 60 and 100 to 160
     assert not any(p.requires_grad for p in learner.parameters())
     picture = torch.full((1, 3, 3, 16, 16), 130 / 127.5 - 1)
@@ -62,6 +62,23 @@ def test_the_same_seed_learns_the_same():
     scale, found = (torch.zeros(1), torch.ones(1)), []
     for seed in (1, 1, 2):
         learner = reader()
-        fit_reader(learner, windows, *scale, quick, seed)
+        fit_reader(learner, windows, *scale, (), quick, seed)
         found.append(learner.enter.weight.clone())
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+class Silent(torch.nn.Linear):
+    """Reads 0 for everything, whatever its weights."""
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return 0 * super().forward(pictures[:, 0, 0, 0, :1])
+
+
+def test_places_count_as_much_more_as_is_said():
+    """Of 3 and 8, ten times: (3 + 10 x 8) / 11."""
+    frames, still = np.zeros((3, 16, 16, 3), np.uint8), np.zeros((2, 7), np.float32)
+    told = {"x": np.full((3, 1), 3, np.float32), "place": np.full((3, 1), -8, np.float32)}
+    windows = Windows([Episode(frames, still, np.zeros(2, bool), low_dim=told)], body=tuple(told))
+    config = ReadingTrainingConfig(steps=1, batch_size=4)
+    error = fit_reader(Silent(1, 2), windows, torch.zeros(2), torch.ones(2), [1], config, seed=0)
+    assert error == pytest.approx(83 / 11)

@@ -26,7 +26,9 @@ TINY = VideoTransformerConfig(
     layers_per_block=1,
     sampling_steps=3,
 )
-TINY_RECURRENT = WorldModelConfig(image_size=16, outer=8, width=8, vector=16, draw=(8, 8), embed=16)
+TINY_RECURRENT = WorldModelConfig(
+    image_size=16, outer=8, width=8, vector=16, draw=(8, 8, 8), embed=16
+)
 
 
 @pytest.fixture(scope="module")

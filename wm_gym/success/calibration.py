@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +33,10 @@ class Calibration(NamedTuple):
     """Share of failed episodes that are called a success."""
     delay: float
     """Mean steps from the true success to the verdict, over episodes where both happen."""
+    false_per_thousand: float
+    """Hits among 1,000 windows that end where the task is not done."""
+    by_threshold: list[tuple[float, float, float, float]]
+    """Every threshold, with precision, recall and F1 by episode there."""
 
 
 def reliability_curve(
@@ -89,22 +92,27 @@ def calibrate(
     k: int,
     n: int,
     false_success_limit: float = 0.05,
-    thresholds: Sequence[float] = THRESHOLDS,
+    threshold: float | None = None,
 ) -> Calibration:
     """Choose the threshold on held-out episodes and report what it gives.
 
-    probabilities, labels: (t,) float and bool, one pair an episode. The rule: among `thresholds`
-    with a false-success rate of at most the limit, the best F1 by episode;
-    of equal ones the middle. When none meets the limit, the one with the fewest false successes.
+    probabilities, labels: (t,) float and bool, one pair an episode. The rule: among `THRESHOLDS`
+    with a false-success rate of at most the limit, the best F1 by episode; of equal ones the
+    middle. When none meets the limit, the one with the fewest false successes. `threshold`: report
+    what this one gives.
     """
     successes = [int(label.argmax()) if label.any() else None for label in labels]
-    scores = [episode_scores(probabilities, successes, float(t), k, n) for t in thresholds]
-    fewest = max(min(s[3] for s in scores), false_success_limit)
-    best = max(s[2] for s in scores if s[3] <= fewest)
-    equal = [i for i, s in enumerate(scores) if s[3] <= fewest and s[2] == best]
-    chosen = equal[len(equal) // 2]
-    curve, error = reliability_curve(np.concatenate(probabilities), np.concatenate(labels))
-    return Calibration(float(thresholds[chosen]), error, curve, *scores[chosen])
+    scores = {t: episode_scores(probabilities, successes, t, k, n) for t in THRESHOLDS}
+    if threshold is None:
+        fewest = max(min(s[3] for s in scores.values()), false_success_limit)
+        best = max(s[2] for s in scores.values() if s[3] <= fewest)
+        equal = [t for t, s in scores.items() if s[3] <= fewest and s[2] == best]
+        threshold = equal[len(equal) // 2]
+    every, done = np.concatenate(probabilities), np.concatenate(labels)
+    curve, error = reliability_curve(every, done)
+    false = 1000 * float((every[~done] >= threshold).mean()) if not done.all() else 0.0
+    table = [(t, *s[:3]) for t, s in scores.items()]
+    return Calibration(threshold, error, curve, *scores[threshold], false, table)
 
 
 def choose_rule(
@@ -118,20 +126,19 @@ def choose_rule(
     imagined: of held-out episodes' actions played in the imagined world, what the classifier says
     and what came of them in the real one; recorded: of these episodes themselves. For every hold,
     all of the last `hold` windows must hit, at the threshold that `calibrate` finds on what is
-    imagined; of these rules those with the fewest false successes there over the limit come first,
-    then the best mean of both F1, then the shortest hold. Returns the hold, and what the imagined
-    and the recorded episodes say of its rule.
+    imagined. Of these rules those with the fewest false successes there over the limit are left,
+    and of them the shortest hold whose mean of both F1 is within one standard error of the best:
+    a simulator counts a success of one step. Returns the hold, and what the imagined and the
+    recorded episodes say of its rule.
     """
     found = []
     for hold in holds:
         chosen = calibrate(*imagined, hold, hold, false_success_limit)
-        real = calibrate(*recorded, hold, hold, thresholds=[chosen.threshold])
+        real = calibrate(*recorded, hold, hold, threshold=chosen.threshold)
         found.append((hold, chosen, real))
-    return min(
-        found,
-        key=lambda rule: (
-            max(rule[1].false_success - false_success_limit, 0),
-            -(rule[1].f1 + rule[2].f1),
-            rule[0],
-        ),
-    )
+    over = [max(chosen.false_success - false_success_limit, 0) for _, chosen, _ in found]
+    left = [rule for rule, false in zip(found, over, strict=True) if false == min(over)]
+    mean_f1 = [(chosen.f1 + real.f1) / 2 for _, chosen, real in left]
+    best = max(mean_f1)
+    error = (best * (1 - best) / len(imagined.labels)) ** 0.5
+    return next(rule for rule, f1 in zip(left, mean_f1, strict=True) if f1 >= best - error)

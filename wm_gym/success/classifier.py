@@ -17,7 +17,7 @@ class SuccessConfig:
     """Shape of the classifier, and the verdict rule that was calibrated with its weights."""
 
     channels: int = 128
-    """Channels of the grid that begins a latent."""
+    """Channels of the grid that begins a latent; 0 for latents without one."""
     side: int = 8
     """Height and width of that grid."""
     vector: int = 412
@@ -54,18 +54,19 @@ class SuccessClassifier(nn.Module, Pretrained):
         super().__init__()
         self.config = config
         w, half = config.width, -(-config.side // 2)  # halved once, rounded up
-        self.grid = nn.Sequential(
-            nn.Unflatten(1, (config.channels, config.side, config.side)),
-            nn.GroupNorm(math.gcd(8, config.channels), config.channels),
-            nn.Conv2d(config.channels, w, 3, stride=2, padding=1),
-            nn.GroupNorm(8, w),
-            nn.SiLU(),
-            nn.Flatten(),
-            nn.Linear(w * half * half, config.features),
-        )
+        if config.channels:
+            self.grid = nn.Sequential(
+                nn.Unflatten(1, (config.channels, config.side, config.side)),
+                nn.GroupNorm(math.gcd(8, config.channels), config.channels),
+                nn.Conv2d(config.channels, w, 3, stride=2, padding=1),
+                nn.GroupNorm(8, w),
+                nn.SiLU(),
+                nn.Flatten(),
+                nn.Linear(w * half * half, config.features),
+            )
         if config.vector:
             self.vector = nn.Sequential(
-                nn.LayerNorm(config.vector), nn.Linear(config.vector, config.features)
+                nn.Linear(config.vector, 2 * w), nn.SiLU(), nn.Linear(2 * w, config.features)
             )
         self.verdict = nn.Sequential(
             nn.SiLU(),
@@ -94,8 +95,9 @@ class SuccessClassifier(nn.Module, Pretrained):
         """Embed frames: latents (n, t, f), see WorldModel.encode, to features (n, t, features)."""
         c = self.config
         grid, vector = latents.flatten(0, 1).split([c.latent_size - c.vector, c.vector], dim=1)
-        features = self.grid(grid) + self.vector(vector) if c.vector else self.grid(grid)
-        return features.unflatten(0, latents.shape[:2])
+        parts = [self.grid(grid)] if c.channels else []
+        parts += [self.vector(vector)] if c.vector else []
+        return sum(parts).unflatten(0, latents.shape[:2])
 
     def logits(self, features: Tensor) -> Tensor:
         """Log-odds at the end of every whole window of features (n, window - 1 + t, d): (n, t)."""

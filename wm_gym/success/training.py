@@ -171,6 +171,26 @@ def imagined_latents(
     return imagined
 
 
+@torch.inference_mode()
+def reconstruction_agreement(
+    model: WorldModel | VideoTransformer,
+    classifier: SuccessClassifier,
+    episodes: Sequence[Episode],
+) -> float:
+    """Share of the pictures of episodes that are judged alike once the model has drawn them itself.
+
+    Judged is whether the window that ends there is a hit; drawn pictures are read again like any.
+    """
+    same = []
+    for episode, seen in zip(episodes, recorded_latents(model, episodes), strict=True):
+        with torch.autocast(model.device.type, torch.bfloat16):
+            drawn = model.decode(seen[None].to(model.device).float())
+        again = recorded_latents(model, [replace(episode, frames=drawn[0].cpu().numpy())])[0]
+        hits = [watch(classifier, latents) >= classifier.threshold for latents in (seen, again)]
+        same.append(hits[0] == hits[1])
+    return float(np.concatenate(same).mean())
+
+
 def padded(arrays: Sequence[np.ndarray]) -> Tensor:
     """Stack arrays (t, d) of different lengths, (n, longest, d) with zeros behind."""
     return nn.utils.rnn.pad_sequence([torch.from_numpy(array) for array in arrays], True)

@@ -1,10 +1,10 @@
 """The recurrent dynamics: pictures become a state, actions move it on, any state can be drawn.
 
 The state is never read back from imagined pictures, so what they blur is not lost. It has a body,
-which is what recordings measure: how the robot stands and, where they tell, the object; a grid,
-which says where things are; and a vector, for whatever else it takes to go on. The body is told the
-truth in training, so a picture is sharp wherever the imagined robot has got to: only the body can
-drift.
+which is what recordings measure: how the robot stands and, where they tell, the object. Where that
+is not all there is to see, it also has a grid, which says where things are, and a vector, for
+whatever else it takes to go on. The body is told the truth in training, so a picture is sharp
+wherever the imagined robot has got to: only the body can drift.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ POINTS = 32  # places that the vector is told of at every step
 SUMMARY = 96  # other numbers that it is told
 LOOKS = 24  # places in a picture that a body is read from
 SEEN = 24  # channels of what stands there
-DRAWN = 32  # channels of a grid that a body is drawn by
-HIDDEN = 256  # units between a body and a grid
+HIDDEN = 256  # units between what is looked at and a body
 
 
 class State(NamedTuple):
@@ -34,14 +33,28 @@ class State(NamedTuple):
     body: Tensor  # (n, p): what would be measured, standardised
 
 
-class Encoder(nn.Module):
-    """Remembered pictures to the state that they show."""
+class BodyEncoder(nn.Module):
+    """Remembered pictures to the body that they show: a state without grid and vector."""
+
+    def __init__(self, pictures: int, outer: int, body: int, side: int) -> None:
+        """Read `pictures` at once, of `side` x `side` cells."""
+        super().__init__()
+        self.body = Reader(pictures, outer, body, side)
+
+    def forward(self, pictures: Tensor) -> State:
+        """Map pictures (n, t, 3, H, W) in [-1, 1] to a state."""
+        body = self.body(pictures)
+        return State(body.new_empty(len(body), 0, 1, 1), body[:, :0], body)
+
+
+class Encoder(BodyEncoder):
+    """Remembered pictures to the whole state that they show."""
 
     def __init__(
         self, pictures: int, outer: int, width: int, vector: int, body: int, side: int
     ) -> None:
         """Read `pictures` at once, into a grid of `side` x `side` cells."""
-        super().__init__()
+        super().__init__(pictures, outer, body, side)
         self.enter = nn.Conv2d(pictures * 3 * (CELL // 2) ** 2, outer, 3, padding=1)
         self.outer = Residual(outer)
         self.shrink = nn.Conv2d(outer, width, 3, stride=2, padding=1)
@@ -51,7 +64,6 @@ class Encoder(nn.Module):
         self.vector = nn.Sequential(
             nn.Linear(self.glance.size, vector), nn.SiLU(), nn.Linear(vector, vector)
         )
-        self.body = Reader(pictures, outer, body, side)
 
     def forward(self, pictures: Tensor) -> State:
         """Map pictures (n, t, 3, H, W) in [-1, 1] to a state."""
@@ -97,8 +109,30 @@ class Reader(nn.Module):
             return self.leave((share @ seen.mT).flatten(1))
 
 
-class Transition(nn.Module):
-    """One control step: a state and an action to the next state."""
+class BodyTransition(nn.Module):
+    """One control step: a body and an action to the next body, whatever else there is."""
+
+    def __init__(self, motion: Motion) -> None:
+        """Move bodies by `motion`."""
+        super().__init__()
+        self.motion = motion
+
+    def forward(self, state: State, action: Tensor) -> State:
+        """Play action (n, a). The body moves as measurements do by themselves."""
+        body = state.body + self.motion.change * self.motion(state.body, action)
+        return self.follow(state.grid, self.recall(state, action), body, action)
+
+    def recall(self, state: State, action: Tensor) -> Tensor:
+        """Return the next vector, float32 (n, g): there is none to move."""
+        return state.vector
+
+    def follow(self, grid: Tensor, vector: Tensor, body: Tensor, action: Tensor) -> State:
+        """Return the state with a body that has moved: there is no grid to follow it."""
+        return State(grid, vector, body)
+
+
+class Transition(BodyTransition):
+    """One control step of a whole state."""
 
     def __init__(
         self,
@@ -111,17 +145,11 @@ class Transition(nn.Module):
         side: int,
     ) -> None:
         """Build for a grid of `width` channels, and a vector and a body of these lengths."""
-        super().__init__()
+        super().__init__(motion)
         self.glance = Glance(width, side)
         self.vector = nn.GRUCell(action_dim + body + self.glance.size, vector)
-        self.motion = motion
         self.condition = nn.Linear(vector + body + action_dim, embed)
         self.grid = Residual(width, embed)
-
-    def forward(self, state: State, action: Tensor) -> State:
-        """Play action (n, a). The body moves as measurements do by themselves."""
-        body = state.body + self.motion.change * self.motion(state.body, action)
-        return self.follow(state.grid, self.recall(state, action), body, action)
 
     def recall(self, state: State, action: Tensor) -> Tensor:
         """Return the next vector, float32 (n, g)."""
@@ -136,43 +164,82 @@ class Transition(nn.Module):
 
 
 class Renderer(nn.Module):
-    """Grid and body to their picture; the scene's mean picture is a weight, only the rest drawn."""
+    """Body, and grid if any, to their picture; the mean picture is a weight, only the rest drawn.
+
+    Without normalisation, which costs a CPU several times what convolutions of these sizes do.
+    """
 
     def __init__(
-        self, width: int, widths: tuple[int, int], body: int, embed: int, side: int
+        self, width: int, widths: tuple[int, int, int], body: int, embed: int, side: int
     ) -> None:
-        """Draw grids of `width` channels by way of `widths` at a quarter and half of the size."""
+        """Draw bodies and grids of `width` channels (0: there are none).
+
+        widths: channels at an eighth, a quarter and half of the picture's size.
+        """
         super().__init__()
-        coarse, fine = widths
-        self.condition = nn.Linear(body, embed)
-        self.body = nn.Sequential(
-            nn.Linear(body, HIDDEN),
-            nn.SiLU(),
-            nn.Linear(HIDDEN, DRAWN * side**2),
-            nn.Unflatten(1, (DRAWN, side, side)),
+        deep, coarse, fine = widths
+        self.know = nn.Sequential(
+            nn.Linear(body, embed), nn.SiLU(), nn.Linear(embed, embed), nn.SiLU()
         )
-        self.mix = nn.Conv2d(width + DRAWN, width, 1)
-        self.first = Residual(width, embed)
-        self.norm = nn.GroupNorm(8, width)
-        self.coarser = nn.Conv2d(width, 4 * coarse, 1)
-        self.coarse = Residual(coarse, embed)
+        self.layout = nn.Linear(embed, side**2 * deep)  # cell by cell, so that it is channels-last
+        self.cells = (side, side, deep)
+        if width:
+            self.mix = nn.Conv2d(width, deep, 1)
+        self.first = Plain(deep, embed)
+        self.coarser = nn.Conv2d(deep, 4 * coarse, 1)
+        self.coarse = Plain(coarse, embed)
         self.finer = nn.Conv2d(coarse, 4 * fine, 1)
-        self.fine = Residual(fine)
-        self.leave = nn.Sequential(
-            nn.GroupNorm(8, fine), nn.SiLU(), nn.Conv2d(fine, 12, 3, padding=1)
-        )
+        self.fine = Plain(fine)
+        self.leave = nn.Conv2d(fine, 12, 3, padding=1)
         self.mean = nn.Parameter(torch.zeros(12, 4 * side, 4 * side))
-        nn.init.zeros_(self.leave[-1].weight)
-        nn.init.zeros_(self.leave[-1].bias)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, grid: Tensor, body: Tensor) -> Tensor:
         """Draw grids (n, d, h, w) and bodies (n, p) as pictures (n, 3, H, W), about [-1, 1]."""
-        condition = F.silu(self.condition(body))
-        x = grid + self.mix(torch.cat([grid, self.body(body).to(grid.dtype)], dim=1))
-        x = F.silu(self.norm(self.first(x, condition)))
-        x = self.coarse(F.pixel_shuffle(self.coarser(x), 2), condition)
-        x = self.fine(F.pixel_shuffle(self.finer(x), 2))
-        return F.pixel_shuffle(self.leave(x).float() + self.mean, 2)
+        with exactly(body.device.type):  # millimetres do not survive bfloat16
+            known = self.know(body.float())
+        x = self.layout(known).unflatten(1, self.cells).permute(0, 3, 1, 2)
+        if grid.shape[1]:
+            x = x + self.mix(grid)
+        x = self.coarse(enlarged(self.coarser(F.silu(self.first(x, known)))), known)
+        x = self.fine(enlarged(self.finer(F.silu(x))))
+        return F.pixel_shuffle(self.leave(F.silu(x)).float() + self.mean, 2)
+
+
+def enlarged(x: Tensor) -> Tensor:
+    """Twice as high and wide, from four times as many channels; channels last in memory."""
+    return F.pixel_shuffle(x, 2).contiguous(memory_format=torch.channels_last)
+
+
+class Plain(nn.Module):
+    """Two 3x3 convolutions without normalisation; a condition, if any, scales and shifts between.
+
+    It begins as the identity.
+    """
+
+    def __init__(self, width: int, embed: int = 0) -> None:
+        """Map `width` channels to as many, conditioned on vectors of length `embed`."""
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.condition = nn.Linear(embed, 2 * width) if embed else None
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Map x (n, c, h, w), given condition (n, embed)."""
+        hidden = self.first(F.silu(x))
+        if self.condition is not None:
+            hidden = conditioned(hidden, self.condition(condition))
+        return x + self.second(F.silu(hidden))
+
+
+def conditioned(x: Tensor, told: Tensor) -> Tensor:
+    """Scale and shift x (n, c, h, w) by told (n, 2 c), which are 0 for no change."""
+    scale, shift = told[:, :, None, None].chunk(2, 1)
+    return x * (1 + scale) + shift
 
 
 class Glance(nn.Module):
@@ -218,8 +285,7 @@ class Residual(nn.Module):
         """Map x (n, c, h, w), given condition (n, embed)."""
         hidden = self.adapted(self.first(F.silu(self.norm(x))))
         if self.condition is not None:
-            scale, shift = self.condition(condition)[:, :, None, None].chunk(2, 1)
-            hidden = hidden * (1 + scale) + shift
+            hidden = conditioned(hidden, self.condition(condition))
         return x + self.second(F.silu(hidden))
 
 

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from wm_gym.checks import check_block
 from wm_gym.hub import Pretrained
-from wm_gym.world_model.dynamics import Encoder, Renderer, State, Transition
+from wm_gym.world_model.dynamics import (
+    BodyEncoder,
+    BodyTransition,
+    Encoder,
+    Renderer,
+    State,
+    Transition,
+)
 from wm_gym.world_model.memory import Memory
 from wm_gym.world_model.motion import Motion
 from wm_gym.world_model.presets import CELL, WorldModelConfig
@@ -23,7 +30,8 @@ class WorldModel(nn.Module, Pretrained):
     recurrent state, begun from pictures and moved on by one action at a time, so that any K from 1
     to `max_chunk` comes from the same weights and nothing is lost to pictures that blur. Part of
     the state is a body, what recordings measure of the robot and perhaps of the object: it is read
-    from the pictures that an episode begins with, and imagined from then on. A latent is such a
+    from the pictures that an episode begins with, and imagined from then on. Where all that moves
+    is measured, `width` and `vector` are 0 and the body is the whole state. A latent is such a
     state, flat; a frame is drawn only where it is decoded.
     """
 
@@ -41,19 +49,17 @@ class WorldModel(nn.Module, Pretrained):
                 f"of {config.body}; change their order."
             )
         self.config = c = config
-        self.encoder = Encoder(1 + c.memory, c.outer, c.width, c.vector, c.body_size, c.side)
         where = {
             name: getattr(c, name) for name in ("hand", "fingers", "speeds", "objects", "turns")
         }
-        self.transition = Transition(
-            Motion(c.body_size, c.action_dim, members=c.members, **where),
-            c.action_dim,
-            c.width,
-            c.vector,
-            c.body_size,
-            c.embed,
-            c.side,
-        )
+        motion = Motion(c.body_size, c.action_dim, members=c.members, **where)
+        if c.width:
+            sizes = c.width, c.vector, c.body_size
+            self.encoder = Encoder(1 + c.memory, c.outer, *sizes, c.side)
+            self.transition = Transition(motion, c.action_dim, *sizes, c.embed, c.side)
+        else:
+            self.encoder = BodyEncoder(1 + c.memory, c.outer, c.body_size, c.side)
+            self.transition = BodyTransition(motion)
         self.renderer = Renderer(c.width, c.draw, c.body_size, c.embed, c.side)
         self.register_buffer("body_mean", torch.zeros(c.body_size))
         self.register_buffer("body_std", torch.ones(c.body_size))

@@ -28,9 +28,9 @@ class WorldModelConfig:
     outer: int = 64
     """Channels of the encoder at twice the grid's resolution."""
     width: int = 128
-    """Channels of the grid."""
+    """Channels of the grid; 0 where the body says all that there is to draw."""
     vector: int = 384
-    """Length of the vector."""
+    """Length of the vector; 0 without a grid."""
     body: tuple[str, ...] = tuple(BODY)
     """What is measured beside the pictures, by robomimic's keys (or "key[:3]", a part of one);
     episodes to train on need it, playing does not."""
@@ -51,8 +51,8 @@ class WorldModelConfig:
     """Where what says how objects are turned stands."""
     members: int = 3
     """Networks that move the body by their mean; where they are apart, the model is uncertain."""
-    draw: tuple[int, int] = (96, 48)
-    """Channels of the renderer at a quarter and at half of the picture's resolution."""
+    draw: tuple[int, int, int] = (64, 48, 24)
+    """Channels of the renderer at an eighth, a quarter and half of the picture's resolution."""
     embed: int = 256
     """Length of the conditioning vectors."""
     noise: float = 0.0005
@@ -78,7 +78,10 @@ PRESETS = {
     "nano": WorldModelConfig(robot=tuple(BODY), hand=(0, 1, 2), fingers=(24, 25), speeds=(26, 27)),
     # For recordings that say where the object is, as simulators' do: it is read from the pictures
     # and moved like the robot, and how a hand meets an object is learnt from far fewer episodes.
+    # Nothing else moves, so that pictures are drawn from what is measured alone.
     "nano-object": WorldModelConfig(
+        width=0,
+        vector=0,
         body=(*BODY, "object[:3]", "faces:object[3:7]"),
         robot=tuple(BODY),
         body_size=sum(BODY.values()) + 3 + 9,

@@ -28,7 +28,7 @@ from wm_gym.world_model.reading import ReadingTrainingConfig, fit_reader
 class WorldModelTrainingConfig(LearningConfig):
     """How a world model is trained; the defaults are the `nano` preset."""
 
-    steps: int = 2400
+    steps: int = 6000
     lengths: tuple[tuple[float, int], ...] = (
         (0.06, 4),
         (0.15, 8),
@@ -44,10 +44,11 @@ class WorldModelTrainingConfig(LearningConfig):
     weights: dict[str, float] = field(default_factory=dict)
     """Relative chance of a clip by the source of its episode, 1 where not named."""
     pictures: int = 96
-    """Pictures that a batch is judged by, drawn anew each time from all that its clips show."""
+    """Pictures that a batch is judged by, drawn anew each time from all that its clips show. Where
+    the body is the whole state these are the batch, and there are no clips."""
     beginnings: float = 0.3
     """Share of the clips that begin where their episode does."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 8e-3
     """Of Muon, for matrices and convolutions, at its peak: reached after `warmup` steps, then down
     to a twentieth along a cosine. AdamW has half of it, for all other weights."""
     change_weight: float = 2.0
@@ -59,6 +60,7 @@ class WorldModelTrainingConfig(LearningConfig):
     """Of the measurements by themselves, before all else."""
     reading: ReadingTrainingConfig = field(default_factory=ReadingTrainingConfig)
     """Of the measurements from pictures, before these are drawn."""
+    validate_every: int = 1000
     held_out: float = 0.08
     """Share of the episodes of every source that only validate."""
 
@@ -101,11 +103,15 @@ def train_world_model(
                 learn_part()
                 run.save(learner.state(0), name)
 
+    moments = windows.lasting(1)
+
     @cache
     def lasting(length: int) -> Windows:
         return clips(windows, length, config.beginnings)
 
     def draw(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        if not model.config.width:
+            return moments.batch(moments.sample(config.pictures, generator))
         length = config.length(step)
         count = min(config.most_clips, max(1, config.transitions // length))
         return lasting(length).batch(lasting(length).sample(count, generator))
@@ -133,7 +139,8 @@ def learn_reading(model: WorldModel, windows: Windows, config: WorldModelTrainin
     """Fit how measurements are read from pictures; it takes a few minutes."""
     scale = model.body_mean, model.body_std
     moments = clips(windows, 1, config.beginnings)
-    fit_reader(model.encoder.body, moments, *scale, config.reading, config.seed)
+    places = (*model.config.hand, *model.config.objects)
+    fit_reader(model.encoder.body, moments, *scale, places, config.reading, config.seed)
 
 
 class Learner(learning.Learner):
@@ -147,8 +154,9 @@ class Learner(learning.Learner):
         """Begin from the model's present weights."""
         for part in (model.transition.motion, model.encoder.body):  # learnt before, by themselves
             part.requires_grad_(False)
-        apart = {id(p) for p in (*model.renderer.leave.parameters(), model.renderer.mean)}
-        apart.add(id(model.encoder.place))
+        draw = model.renderer
+        apart = {id(p) for p in (*draw.leave.parameters(), *draw.layout.parameters(), draw.mean)}
+        apart |= {id(p) for p in model.encoder.parameters(recurse=False)}  # the grid's places
         learnt = [p for p in model.parameters() if p.requires_grad]
         inner = [p for p in learnt if p.dim() >= 2 and id(p) not in apart]
         others = {id(p) for p in inner}
@@ -168,8 +176,10 @@ class Learner(learning.Learner):
         body = (batch["body"].to(device) - model.body_mean) / model.body_std  # (n, 1 + t, p)
         valid = batch["valid"].to(device)
         with torch.autocast(device.type, torch.bfloat16):
-            start = model.encoder(remembered(batch, device))
-            grids = self._led(start, batch["actions"].to(device), body, noise)
+            grids = body.new_empty(n, t, 0, 1, 1)
+            if model.config.width:
+                start = model.encoder(remembered(batch, device))
+                grids = self._led(start, batch["actions"].to(device), body, noise)
             seen = grids[rows, chosen].flatten(0, 1), body[:, 1:][rows, chosen].flatten(0, 1)
             drawn = model.renderer(*seen)
         still = anchor.repeat_interleave(each, 0)
