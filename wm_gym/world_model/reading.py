@@ -25,15 +25,15 @@ from wm_gym.world_model.muon import muon_and_adamw, warm_cosine
 class ReadingTrainingConfig:
     """How reading measurements from pictures is learnt."""
 
-    steps: int = 1600
+    steps: int = 4000
     batch_size: int = 64
     """Moments a step."""
-    begun: float = 0.5
+    begun: float = 0.3
     """Share of the moments that are shown as if an episode began there, with nothing before."""
     place_weight: float = 10.0
     """How much more an error counts where it says where the hand or an object is, which are few of
     the numbers and decide whether a grasp holds."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 8e-3
     """Muon's at its peak, after a twentieth of the steps; down to nothing along a cosine. AdamW has
     half of it, for all but matrices and convolutions."""
     weight_decay: float = 1e-2

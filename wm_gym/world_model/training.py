@@ -26,9 +26,9 @@ from wm_gym.world_model.reading import ReadingTrainingConfig, fit_reader
 
 @dataclass(frozen=True, slots=True)
 class WorldModelTrainingConfig(LearningConfig):
-    """How a world model is trained; the defaults are the `nano` preset."""
+    """How a world model is trained; the defaults are for the preset `nano-object`."""
 
-    steps: int = 6000
+    steps: int = 12_000
     lengths: tuple[tuple[float, int], ...] = (
         (0.06, 4),
         (0.15, 8),
