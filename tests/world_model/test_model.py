@@ -337,6 +337,12 @@ def test_a_size_that_has_no_whole_cells_is_refused():
         WorldModel(WorldModelConfig(image_size=20))
 
 
+@pytest.mark.parametrize("part", ["width", "vector"])
+def test_a_grid_without_a_vector_and_the_reverse_are_refused(tiny, part):
+    with pytest.raises(ValueError, match="set both, or both to 0"):
+        WorldModel(replace(tiny, **{part: 0}))
+
+
 @pytest.mark.parametrize("last", [1, 3, 9])
 def test_the_last_pictures_alone_have_the_same_latents(model, last):
     frames = pictures(2, 7)

@@ -43,6 +43,11 @@ class WorldModel(nn.Module, Pretrained):
         super().__init__()
         if config.image_size % CELL:
             raise ValueError(f"image_size must be a multiple of {CELL}, got {config.image_size}.")
+        if (config.width == 0) != (config.vector == 0):
+            raise ValueError(
+                f"A grid has a vector beside it, got width={config.width} and "
+                f"vector={config.vector}; set both, or both to 0."
+            )
         if config.body[: len(config.robot)] != config.robot:
             raise ValueError(
                 f"What a robot measures of itself must come first in the body, got {config.robot} "
