@@ -203,13 +203,14 @@ def test_deterministic_memories_are_the_same_bits_in_any_batch():
     assert torch.equal(few._features, many._features[rows])
 
 
-@pytest.fixture(scope="module")
-def networks() -> dict:
+@pytest.fixture(scope="module", params=["nano", "nano-object"])
+def networks(request) -> dict:
     """Make networks, large enough for batches to round differently; their weights are random."""
     torch.manual_seed(0)
-    model = WorldModel(PRESETS["nano-object"])
-    vector = model.config.vector + model.config.body_size
-    success = SuccessClassifier(SuccessConfig(vector=vector, threshold=2.0))
+    model = WorldModel(PRESETS[request.param])
+    c = model.config
+    shape = {"channels": c.channels, "side": c.side, "vector": c.vector + c.body_size}
+    success = SuccessClassifier(SuccessConfig(**shape, threshold=2.0))
     for parameter in [*model.parameters(), *success.parameters()]:
         parameter.data.add_(0.05 * torch.randn_like(parameter))  # nothing starts at zero
     return {"world_model": model, "success": success}
