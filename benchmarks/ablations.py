@@ -94,7 +94,7 @@ class AblationConfig:
     """Folder for what an interrupted command goes on from."""
     path: Path | None = None
     """Where to write the numbers as JSON."""
-    recurrent: WorldModelTrainingConfig = field(default_factory=WorldModelTrainingConfig)
+    convolution: WorldModelTrainingConfig = field(default_factory=WorldModelTrainingConfig)
     autoencoder: AutoencoderTrainingConfig = field(default_factory=AutoencoderTrainingConfig)
     video: VideoTrainingConfig = field(
         default_factory=lambda: VideoTrainingConfig(
@@ -113,7 +113,7 @@ def ablate(config: AblationConfig) -> list[dict[str, Any]]:
     for name in config.only:
         variant = VARIANTS[name]
         seen = [e for e in fit if e.succeeded] if variant.successes else fit
-        kind = recurrent if isinstance(variant.model, WorldModelConfig) else transformer
+        kind = convolution if isinstance(variant.model, WorldModelConfig) else transformer
         slug = name.replace(",", "").replace(" ", "-")
         done = run.once(
             slug,
@@ -126,7 +126,7 @@ def ablate(config: AblationConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def recurrent(
+def convolution(
     config: AblationConfig,
     variant: Variant,
     run: Run,
@@ -134,8 +134,8 @@ def recurrent(
     seen: Sequence[Episode],
     judged: Sequence[Episode],
 ) -> list[dict[str, Any]]:
-    """Train a recurrent variant for as long as is said, and judge it."""
-    settings = replace(config.recurrent, seed=config.seed, held_out=HELD_OUT)
+    """Train a variant with convolutions for as long as is said, and judge it."""
+    settings = replace(config.convolution, seed=config.seed, held_out=HELD_OUT)
     if variant.exact:
         settings = replace(settings, body_noise=0.0, motion=replace(settings.motion, noise=0.0))
 
@@ -216,7 +216,7 @@ def autoencoder(config: AblationConfig, run: Run, judged: Sequence[Episode]) -> 
 
 def split(config: AblationConfig) -> tuple[list[Episode], list[Episode]]:
     """Episodes to train on, and those that judge."""
-    return set_aside(load(config.data), config.recurrent.held_out, config.seed)
+    return set_aside(load(config.data), config.convolution.held_out, config.seed)
 
 
 def pace(run: Run, stage: str) -> float:

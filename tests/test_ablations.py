@@ -36,7 +36,7 @@ QUICK = AblationConfig(
     (Path("all.hdf5"),),
     minutes=0.004,
     pilot=3,
-    recurrent=WorldModelTrainingConfig(
+    convolution=WorldModelTrainingConfig(
         lengths=((1.0, 4),),
         transitions=16,
         pictures=8,
@@ -123,4 +123,4 @@ def test_variants_differ_in_what_they_say_they_do(seen):
 
 def test_an_unknown_variant_is_refused(seen):
     with pytest.raises(ValueError, match="only must be one of"):
-        main(replace(QUICK, only=("recurrent, with wings",)))
+        main(replace(QUICK, only=("convolution, with wings",)))
