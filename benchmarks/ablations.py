@@ -1,15 +1,17 @@
 """What each idea of the world models is worth: trained without it, on the same data, for as long.
 
 python benchmarks/ablations.py --data runs/lift/data/*.hdf5 --path docs/results/ablations.json
+
+Time is the processor's, so that other work on the machine takes nothing from a variant.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,7 +20,6 @@ import tyro
 from trainers.cli import set_threads
 from wm_gym.checks import check_choice
 from wm_gym.data.episodes import Episode, load
-from wm_gym.data.windows import Windows
 from wm_gym.evaluation.fidelity import STEPS, replay_report
 from wm_gym.evaluation.paired import aligned, provenance, write_result
 from wm_gym.runs import Run
@@ -27,12 +28,7 @@ from wm_gym.world_model.learning import set_aside
 from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.presets import PRESETS, WorldModelConfig
 from wm_gym.world_model.sizes import costs
-from wm_gym.world_model.training import (
-    WorldModelTrainingConfig,
-    learn_motion,
-    learn_reading,
-    train_world_model,
-)
+from wm_gym.world_model.training import WorldModelTrainingConfig, train_world_model
 from wm_gym.world_model.transformer import VideoTransformer, VideoTransformerConfig
 from wm_gym.world_model.video_training import VideoTrainingConfig, train_video_transformer
 
@@ -82,13 +78,13 @@ class AblationConfig:
     data: tuple[Path, ...]
     """HDF5 files of recorded episodes; those held out judge all variants."""
     minutes: float = 20.0
-    """Of training for each variant; a transformer's autoencoder has as many before."""
+    """Of processor time to train each variant; a transformer's autoencoder has as many before."""
     motion: float = 0.3
     """Share of these for how measurements move by themselves, and are read from pictures."""
     only: tuple[str, ...] = tuple(VARIANTS)
     """Variants to train."""
-    pilot: int = 24
-    """Steps of a trial that says how many fit into the time."""
+    pilot: int = 12
+    """Steps of the shorter of two trials that say how many fit into the time."""
     seed: int = 0
     out: Path = Path("runs/ablations")
     """Folder for what an interrupted command goes on from."""
@@ -139,25 +135,21 @@ def convolution(
     if variant.exact:
         settings = replace(settings, body_noise=0.0, motion=replace(settings.motion, noise=0.0))
 
-    def train(stage: str, steps: int, motion: int) -> WorldModel:
+    def train(stage: Run, steps: int, motion: int) -> WorldModel:
         torch.manual_seed(config.seed)
         model = WorldModel(variant.model)
         told = with_motion(replace(settings, steps=steps), motion)
-        train_world_model(model, seen, told, run.stage(stage, told))
+        train_world_model(model, seen, told, stage)
         return model
 
     # Clips lengthen by the share of the training that is done, so that a short one has them all.
-    tried = train(f"{name}-pilot", config.pilot, config.pilot)
-    trial, shape = with_motion(settings, config.pilot), variant.model
-    windows = Windows(seen, memory=shape.memory, body=shape.body)
-    began = time.perf_counter()
-    learn_motion(tried, seen, trial)
-    learn_reading(tried, windows, trial)
-    moved = config.pilot / (time.perf_counter() - began)
+    few = config.pilot
+    moved = pace(run, f"{name}-motion", few, lambda stage, steps: train(stage, few, steps))
+    drawn = pace(run, f"{name}-drawing", few, lambda stage, steps: train(stage, steps, few))
     seconds = 60 * config.minutes
     motion = fitting(config.motion * seconds, moved)
-    steps = fitting((1 - config.motion) * seconds, pace(run, f"{name}-pilot"))
-    return [row(train(name, steps, motion), steps, judged)]
+    steps = fitting((1 - config.motion) * seconds, drawn)
+    return [row(train(run.stage(name), steps, motion), steps, judged)]
 
 
 def with_motion(settings: WorldModelTrainingConfig, steps: int) -> WorldModelTrainingConfig:
@@ -181,18 +173,17 @@ def transformer(
     """Train a variant of the transformer for as long as is said, and judge it."""
     painted = autoencoder(config, run, judged)
 
-    def train(stage: str, steps: int) -> VideoTransformer:
+    def train(stage: Run, steps: int) -> VideoTransformer:
         torch.manual_seed(config.seed)
         scale = painted.config.scaling_factor
         model = VideoTransformer(replace(variant.model, scaling_factor=scale))
         model.autoencoder.load_state_dict(painted.autoencoder.state_dict())
         settings = replace(config.video, steps=steps, seed=config.seed, held_out=HELD_OUT)
-        train_video_transformer(model, seen, settings, run.stage(stage), fine_tune=True)
+        train_video_transformer(model, seen, settings, stage, fine_tune=True)
         return model
 
-    train(f"{name}-pilot", config.pilot)
-    steps = fitting(60 * config.minutes, pace(run, f"{name}-pilot/training/world_model"))
-    model, rows = train(name, steps), []
+    steps = fitting(60 * config.minutes, pace(run, name, config.pilot, train))
+    model, rows = train(run.stage(name), steps), []
     calls = SAMPLING_STEPS if name == "transformer" else (model.sampling_steps,)
     for model.sampling_steps in calls:
         rows.append({**row(model, steps, judged), "sampling_steps": model.sampling_steps})
@@ -203,15 +194,15 @@ def autoencoder(config: AblationConfig, run: Run, judged: Sequence[Episode]) -> 
     """Train the one autoencoder that all transformers share, for as long as each of them."""
     everything, _ = split(config)
 
-    def train(stage: str, steps: int) -> VideoTransformer:
+    def train(stage: Run, steps: int) -> VideoTransformer:
         torch.manual_seed(config.seed)
         model = VideoTransformer(TRANSFORMER)
         settings = replace(config.autoencoder, steps=steps, seed=config.seed)
-        train_autoencoder(model, everything, judged, settings, run.stage(stage, settings))
+        train_autoencoder(model, everything, judged, settings, stage)
         return model
 
-    train("autoencoder-pilot", config.pilot)
-    return train("autoencoder", fitting(60 * config.minutes, pace(run, "autoencoder-pilot")))
+    drawn = pace(run, "autoencoder", config.pilot, train)
+    return train(run.stage("autoencoder"), fitting(60 * config.minutes, drawn))
 
 
 def split(config: AblationConfig) -> tuple[list[Episode], list[Episode]]:
@@ -219,10 +210,20 @@ def split(config: AblationConfig) -> tuple[list[Episode], list[Episode]]:
     return set_aside(load(config.data), config.convolution.held_out, config.seed)
 
 
-def pace(run: Run, stage: str) -> float:
-    """Steps a second of a finished training, its validations left out."""
-    lines = (run.folder / "training" / stage / "metrics.jsonl").read_text().splitlines()
-    return json.loads(lines[-1])["time/steps_per_second"]
+def pace(run: Run, name: str, pilot: int, train: Callable[[Run, int], Any]) -> float:
+    """Steps a second of processor time, by two trials; what both spend beside them cancels out."""
+
+    def seconds(steps: int) -> float:
+        with TemporaryDirectory() as folder:
+            began = time.process_time()
+            train(Run(folder, steps), steps)
+            return time.process_time() - began
+
+    def measure() -> dict[str, float]:
+        short, long = seconds(pilot), seconds(3 * pilot)
+        return {"pace": 2 * pilot / max(long - short, 1e-6)}
+
+    return run.once(f"{name}-pace", measure)["pace"]
 
 
 def fitting(seconds: float, pace: float) -> int:

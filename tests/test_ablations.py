@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from benchmarks import ablations
-from benchmarks.ablations import AblationConfig, Variant, fitting, main
+from benchmarks.ablations import AblationConfig, Variant, fitting, main, pace
 from wm_gym.data import Episode
+from wm_gym.runs import Run
 from wm_gym.world_model.autoencoder import AutoencoderTrainingConfig
 from wm_gym.world_model.motion import MotionTrainingConfig
 from wm_gym.world_model.presets import WorldModelConfig
@@ -62,7 +63,7 @@ def episode(seed: int, t: int = 48) -> Episode:
 
 @pytest.fixture
 def seen(monkeypatch, tmp_path) -> list[tuple]:
-    """Small variants on 24 episodes; what every training but a pilot's is given, in turn."""
+    """Small variants on 24 episodes; what every training but a trial is given, in turn."""
     monkeypatch.chdir(tmp_path)
     episodes = [episode(seed) for seed in range(24)]
     trainings = []
@@ -81,7 +82,7 @@ def seen(monkeypatch, tmp_path) -> list[tuple]:
 
         def spied(model, fit, *rest, train=train, **options):
             given = next(r for r in rest if hasattr(r, "steps"))
-            if given.steps != QUICK.pilot:
+            if given.steps not in (QUICK.pilot, 3 * QUICK.pilot):
                 trainings.append((model.config, fit, given))
             return train(model, fit, *rest, **options)
 
@@ -124,3 +125,15 @@ def test_variants_differ_in_what_they_say_they_do(seen):
 def test_an_unknown_variant_is_refused(seen):
     with pytest.raises(ValueError, match="only must be one of"):
         main(replace(QUICK, only=("convolution, with wings",)))
+
+
+def test_pace_counts_what_a_step_costs_and_not_what_a_training_does_besides(monkeypatch, tmp_path):
+    clock = [0.0]
+    monkeypatch.setattr(ablations.time, "process_time", lambda: clock[0])
+
+    def train(stage: Run, steps: int) -> None:
+        clock[0] += 7 + 0.25 * steps
+
+    run = Run(tmp_path / "run")
+    assert pace(run, "named", 12, train) == 4
+    assert pace(run, "named", 12, None) == 4  # it is known by now
