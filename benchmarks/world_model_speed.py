@@ -1,15 +1,18 @@
 """How fast the imagined world is, where its time goes, and how fast robosuite is beside it.
 
 python benchmarks/world_model_speed.py --path docs/results/speed.json
+python benchmarks/world_model_speed.py --preset paper --num-envs 16 --compile    # on a GPU
 """
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,14 @@ from torch import nn
 
 import wm_gym  # noqa: F401  registers the ids
 from trainers.cli import set_threads
+from wm_gym.checks import check_choice
 from wm_gym.evaluation.paired import aligned, provenance, write_result
 from wm_gym.imagined import ImaginedVectorEnv
+from wm_gym.starts import StartPool, load_starts
+from wm_gym.success.classifier import SuccessClassifier, SuccessConfig
+from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.sizes import SIZES, costs, flop
+from wm_gym.world_model.transformer import VideoTransformer, VideoTransformerConfig
 
 CLOCKS = (8, 64, 512)  # control steps into an episode at which a step must cost the same
 REAL = {
@@ -38,6 +46,10 @@ class SpeedConfig:
     """What is measured."""
 
     task: str = "Lift"
+    preset: str | None = None
+    """A size of `wm-gym presets`, with random weights, instead of the task's own world."""
+    compile: bool = False
+    """Compile the world model, which takes the first steps a minute."""
     num_envs: tuple[int, ...] = (1, 16, 64, 256)
     """Environments side by side; each number is a row of the table."""
     chunk: int = 8
@@ -46,13 +58,36 @@ class SpeedConfig:
     real: bool = True
     """Measure robosuite, too: as many environments, as many actions a step."""
     path: Path | None = None
-    """Where to write the numbers as JSON."""
+    """Where to write the numbers as JSON; rows of other presets and machines stay there."""
+
+
+@cache
+def untrained(task: str, preset: str) -> dict[str, Any]:
+    """A world of a preset's size that has learnt nothing, as options of an environment."""
+    check_choice("preset", preset, tuple(SIZES))
+    shape = SIZES[preset]
+    video = isinstance(shape, VideoTransformerConfig)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.device(device):
+        model = VideoTransformer(shape) if video else WorldModel(shape)
+        config = SuccessConfig(channels=0, vector=shape.latent_size)
+        if shape.channels:
+            rest = shape.latent_size - shape.channels * shape.side**2
+            config = SuccessConfig(shape.channels, shape.side, rest)
+        judge = SuccessClassifier(config)
+    pool = load_starts(task, "train")
+    times = shape.image_size // pool.frames.shape[1]
+    frames = pool.frames[:64].repeat(times, axis=1).repeat(times, axis=2)
+    starts = StartPool(frames, pool.states[:64], pool.task, pool.split)
+    return {"world_model": model, "success": judge, "starts": starts}
 
 
 def make(config: SpeedConfig, n: int, backend: str, **options: Any) -> Any:
     """Make rows that never end early."""
     if backend == "imagined":
-        options = {"dtype": "bfloat16"} | options
+        options = {"dtype": "bfloat16", "compile": config.compile} | options
+        if config.preset:
+            options |= untrained(config.task, config.preset)
     return gym.make_vec(
         f"wm_gym/{config.task}-v0",
         num_envs=n,
@@ -78,7 +113,10 @@ def steps_per_second(env: gym.vector.VectorEnv, seconds: float) -> float:
 
 
 def parts(env: ImaginedVectorEnv, seconds: float) -> dict[str, float]:
-    """Milliseconds of what a step is made of: to imagine, to judge, to draw the last pictures."""
+    """Milliseconds of what a step is made of: to imagine, to judge, to draw the last pictures.
+
+    Of a video transformer also: to pass what is remembered through it, which is part of `imagine`.
+    """
     model, judge, n, k = env.world_model, env.success, env.num_envs, env.chunk
     frames = torch.as_tensor(env.pool.frames[np.arange(n) % len(env.pool)], device=env.device)
     actions = torch.zeros(n, k, env.task.action_dim, device=env.device)
@@ -87,7 +125,11 @@ def parts(env: ImaginedVectorEnv, seconds: float) -> dict[str, float]:
         memory = model.begin(frames[:, None])
         latents = model.imagine(memory, actions, noise)[1]
         past = judge.embed(latents[:, :1]).expand(-1, judge.config.window - 1, -1)
-        calls: dict[str, Callable[[], Any]] = {
+        calls: dict[str, Callable[[], Any]] = {}
+        if isinstance(model, VideoTransformer):
+            seen = torch.cat([memory.anchor[:, None], memory.recent], dim=1)
+            calls["remember"] = lambda: model.remember(seen)  # in what `imagine` takes
+        calls |= {
             "imagine": lambda: model.imagine(memory, actions, noise),
             "judge": lambda: judge.probability(torch.cat([past, judge.embed(latents)], 1)),
             "draw": lambda: model.decode(latents[:, -1:]),
@@ -130,6 +172,8 @@ def row(config: SpeedConfig, n: int, chunk: int, rate: float) -> dict[str, Any]:
     """Measure n environments with `chunk` actions a step, in both worlds."""
     horizon = 8 * chunk
     found: dict[str, Any] = {"num_envs": n, "chunk": chunk}
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     with closing(make(config, n, "imagined", chunk=chunk, horizon=horizon)) as env:
         world = env.unwrapped
         speed = steps_per_second(env, config.seconds)
@@ -180,11 +224,29 @@ def main(config: SpeedConfig) -> None:
     for n, chunk in [(1, 1), *((n, config.chunk) for n in config.num_envs)]:
         rows.append({"device": name, "preset": preset, **row(config, n, chunk, rate)})
         print(rows[-1], flush=True)
-    content = {"matrix_flops": rate, "rows": rows, "step_seconds": clocks(config, 16)}
     print("\n".join(aligned([list(rows[0]), *([_cell(v) for v in r.values()] for r in rows)])))
-    print("Seconds of a step of 16 rows, by the episode's clock:", content["step_seconds"])
+    content: dict[str, Any] = {"matrix_flops": rate, "rows": rows}
+    if config.preset is None:
+        content["step_seconds"] = clocks(config, 16)
+        print("Seconds of a step of 16 rows, by the episode's clock:", content["step_seconds"])
     if config.path:
-        write_result(config.path, {**provenance([0]), **content})
+        keep(config.path, {**provenance([0]), **content})
+
+
+def keep(path: Path, content: dict[str, Any]) -> None:
+    """Write what was measured, beside what the file holds of other presets and machines.
+
+    The rows of these say how they were made.
+    """
+    if path.exists():
+        old = json.loads(path.read_text())
+        mine = {(row["device"], row["preset"]) for row in content["rows"]}
+        made = {key: old[key] for key in ("command", "commit", "machine", "date", "matrix_flops")}
+        others = [row for row in old["rows"] if (row["device"], row["preset"]) not in mine]
+        content["rows"] = [*content["rows"], *({"made": made, **row} for row in others)]
+        kept = {key: old[key] for key in ("step_seconds",) if key in old}
+        content = {**kept, **content}
+    write_result(path, content)
 
 
 def _cell(value: Any) -> str:

@@ -31,7 +31,8 @@ class ImaginedVectorEnv(WorldVectorEnv):
 
     `world_model`, `success`: a bundled name (default: the task's), a folder, a hub id, or a live
     module, used as it is. Named ones are loaded once a process and shared. `dtype="bfloat16"` runs
-    them under autocast. `deterministic`: four rows a call and one thread, so that a row's pictures
+    them under autocast. `compile`: by torch.compile, which takes the first steps a minute and pays
+    for large models on a GPU; whoever shares the world model has it compiled, too. `deterministic`: four rows a call and one thread, so that a row's pictures
     are the same bits in any batch, at the price of speed. Everything else is WorldVectorEnv's.
 
     info's `uncertainty` is what `world_model.uncertainty` says of the episode's steps, added up;
@@ -49,6 +50,7 @@ class ImaginedVectorEnv(WorldVectorEnv):
         success: str | Path | SuccessClassifier | None = None,
         device: str | torch.device | None = None,
         dtype: str = "float32",
+        compile: bool = False,
         deterministic: bool = False,
         max_uncertainty: float | None = None,
         **contract: Any,
@@ -64,6 +66,9 @@ class ImaginedVectorEnv(WorldVectorEnv):
         self.device = torch.device(self.world_model.device)
         self.success = _success_classifier(success or bundled, self.device)
         self._check_models()
+        if compile:
+            for part in self.world_model.heavy():
+                part.compile()
         pictures = self.pool.frames[:, None]  # (s, T, H, W, 3), what each start remembers
         if self.pool.past is not None:
             pictures = np.concatenate([self.pool.past, pictures], axis=1)

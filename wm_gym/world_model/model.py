@@ -74,6 +74,10 @@ class WorldModel(nn.Module, Pretrained):
         """Where the weights lie."""
         return self.renderer.mean.device
 
+    def heavy(self) -> list[nn.Module]:
+        """Where the time goes: what is worth compiling."""
+        return [self.transition, self.renderer]
+
     def noise_shape(self, k: int) -> tuple[int, int]:
         """Shape of one row's noise for a block of k steps: (k, p)."""
         return (k, self.config.body_size)

@@ -143,6 +143,10 @@ class VideoTransformer(nn.Module, Pretrained):
         """Where the weights lie."""
         return self.places.device
 
+    def heavy(self) -> list[nn.Module]:
+        """Where the time goes: what is worth compiling."""
+        return [*self.layers, self.autoencoder.decoder]
+
     def noise_shape(self, k: int) -> tuple[int, int]:
         """Shape of one row's noise for a block of k steps: (k, f)."""
         return (k, self.config.latent_size)
