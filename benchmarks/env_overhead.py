@@ -101,8 +101,8 @@ def bare_call(env: ImaginedVectorEnv) -> Callable[[], None]:
     def call() -> None:
         with threads():
             for memory, actions, noise, past in given:
-                latents = model.imagine(memory, actions, noise)[1]
-                model.uncertainty(memory, actions, latents).cpu()
+                _, latents, apart = model.imagine(memory, actions, noise)
+                apart.cpu()
                 success.probability(torch.cat([past, success.embed(latents)], 1)).cpu()
                 model.decode(latents[:, -1:]).cpu()
 

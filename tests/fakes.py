@@ -135,8 +135,11 @@ class FakeWorldModel(nn.Module):
 
     def imagine(
         self, memory: FakeMemory, actions: Tensor, noise: Tensor
-    ) -> tuple[FakeMemory, Tensor]:
-        """Play actions (n, k, 7) with noise (n, k, 3, H, W)."""
+    ) -> tuple[FakeMemory, Tensor, Tensor]:
+        """Play actions (n, k, 7) with noise (n, k, 3, H, W).
+
+        As uncertain is every step as the second action value is, and 0 where that is negative.
+        """
         self.rows_imagined.append(len(actions))
         last, frames = memory.recent[:, -1], []
         for j in range(actions.shape[1]):
@@ -145,11 +148,7 @@ class FakeWorldModel(nn.Module):
             frames.append(last)
         latents = torch.stack(frames, 1)
         recent = torch.cat([memory.recent, latents], 1)[:, -4:]
-        return FakeMemory(memory.anchor, recent), latents
-
-    def uncertainty(self, memory: FakeMemory, actions: Tensor, latents: Tensor) -> Tensor:
-        """Return what the second action values (n, k) are, and 0 where they are negative."""
-        return actions[..., 1].clamp(min=0)
+        return FakeMemory(memory.anchor, recent), latents, actions[..., 1].clamp(min=0)
 
 
 class FakeSuccess(nn.Module):

@@ -493,17 +493,20 @@ def test_a_real_model_is_played_and_watched_as_it_would_be_by_hand():
     image = start_at(env, 2, 0, seed=7)["image"]
     model, success = models["world_model"], models["success"]
     first = torch.from_numpy(image)[:, None]
-    memory, past = model.begin(first), [model.encode(first)]
+    memory, past, uncertainty = model.begin(first), [model.encode(first)], 0.0
     for step, block in enumerate(actions.swapaxes(0, 1)):
         info = env.step(block)[-1]
         keys = env.seeds, np.zeros(2, np.int64), np.full(2, 4 * step)
         noise = row_noise(*keys, (4, 3))
-        memory, latents = model.imagine(memory, torch.from_numpy(block), noise)
+        memory, latents, apart = model.imagine(memory, torch.from_numpy(block), noise)
         past.append(latents)
         expected = model.decode(latents).numpy().astype(int)
         assert abs(info["frames"] - expected).max() <= 1 and expected.std() > 10
         probability = success.watch(torch.cat(past, 1))[:, -1]
         np.testing.assert_allclose(info["success_probability"], probability, rtol=1e-4)
+        uncertainty += apart.sum(1)
+        np.testing.assert_allclose(info["uncertainty"], uncertainty, rtol=1e-4)
+        assert apart.min() > 0
 
 
 def test_a_real_model_plays_chunks_of_any_length_alike():

@@ -36,10 +36,10 @@ class ImaginedVectorEnv(WorldVectorEnv):
     `deterministic`: four rows a call and one thread, so that a row's pictures are the same bits in
     any batch, at the price of speed. Everything else is WorldVectorEnv's.
 
-    info's `uncertainty` is what `world_model.uncertainty` says of the episode's steps, added up;
-    the first step with more than `max_uncertainty` is an episode's last, and no success. A step
-    succeeds where at least hold_k of its last hold_n windows have a probability of at
-    least the classifier's threshold.
+    info's `uncertainty` is how far apart the world model's members are about each of the episode's
+    steps, added up; the first step with more than `max_uncertainty` is an episode's last, and no
+    success. A step succeeds where at least hold_k of its last hold_n windows have a probability of
+    at least the classifier's threshold.
     """
 
     def __init__(
@@ -166,8 +166,8 @@ class ImaginedVectorEnv(WorldVectorEnv):
         before, taken = self._memory.take(where), torch.from_numpy(actions).to(self.device)
         with self._autocast():
             noise = row_noise(*keys, shape, self.device)
-            memory, latents = self.world_model.imagine(before, taken, noise)  # latents (m, K, ...)
-            apart = self.world_model.uncertainty(before, taken, latents).float()  # (m, K)
+            # latents (m, K, ...), apart (m, K)
+            memory, latents, apart = self.world_model.imagine(before, taken, noise)
             features = torch.cat([self._features[where], self.success.embed(latents).float()], 1)
             probability = self.success.probability(features).float()  # (m, K)
         hits = torch.cat([self._hits[where], probability >= self.success.threshold], 1)

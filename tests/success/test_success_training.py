@@ -52,9 +52,11 @@ class Levels:
     def begin(self, frames: Tensor, robot: Tensor) -> Tensor:
         return frames[:, -1].float().mean((1, 2, 3)) / 255
 
-    def imagine(self, memory: Tensor, actions: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def imagine(
+        self, memory: Tensor, actions: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         level = memory[:, None] + 0.1 * actions[:, :, 0].cumsum(1)
-        return level[:, -1], self.latent(level / 2, 1.0)
+        return level[:, -1], self.latent(level / 2, 1.0), torch.zeros_like(level)
 
     def follow(self, memory: Tensor, actions: Tensor, measured: Tensor) -> Tensor:
         return self.latent(measured[..., 0] / 4, 1.0)

@@ -176,7 +176,7 @@ def test_the_body_is_read_from_the_pictures_by_a_path_of_its_own():
 
 def test_a_new_transition_leaves_grid_and_body_and_moves_the_vector():
     state = states()
-    after = transition()(state, torch.ones(2, 7))
+    after, _ = transition()(state, torch.ones(2, 7))
     assert torch.equal(after.grid, state.grid) and torch.equal(after.body, state.body)
     assert (after.vector != state.vector).all()
 
@@ -184,9 +184,9 @@ def test_a_new_transition_leaves_grid_and_body_and_moves_the_vector():
 @pytest.mark.parametrize("value", range(7))
 def test_every_value_of_an_action_moves_every_part(value):
     step, action = randomise(transition()), torch.zeros(2, 7)
-    before = step(states(), action)
+    before, _ = step(states(), action)
     action[1, value] = 1.0
-    after = step(states(), action)
+    after, _ = step(states(), action)
     assert all(torch.equal(a, b) for a, b in zip(row(before, 0), row(after, 0), strict=True))
     assert differ(row(before, 1), row(after, 1)) == {"grid", "vector", "body"}
 
@@ -202,14 +202,14 @@ def test_every_value_of_an_action_moves_every_part(value):
 def test_within_a_step_a_body_moves_all_and_is_moved_by_itself_alone(part, moved):
     step, state, action = randomise(transition()), states(), torch.zeros(2, 7)
     turned = state._replace(**{part: -getattr(state, part)})
-    assert differ(step(state, action), step(turned, action)) == moved
+    assert differ(step(state, action)[0], step(turned, action)[0]) == moved
 
 
 def test_the_vector_is_moved_by_action_body_and_old_grid():
     step, state, action = randomise(transition()), states(), drawn(2, 7)
     told = torch.cat([action, state.body, step.glance(state.grid)], 1)
     expected = step.vector(told, state.vector)
-    torch.testing.assert_close(step(state, action).vector, expected)
+    torch.testing.assert_close(step(state, action)[0].vector, expected)
 
 
 def test_the_body_moves_in_units_of_its_usual_change():
@@ -218,12 +218,12 @@ def test_the_body_moves_in_units_of_its_usual_change():
     step.motion.met[-1].bias.copy_(torch.tensor([3.0]))
     step.motion.change.copy_(torch.tensor([0.5, 0.5, 0.0, 2.0]))
     expected = state.body + torch.tensor([0.5, -1.0, 0.0, 8.0])
-    torch.testing.assert_close(step(state, action).body, expected)
+    torch.testing.assert_close(step(state, action)[0].body, expected)
 
 
 def test_the_grid_is_moved_by_the_new_vector_the_new_body_and_the_action():
     step, state, action = randomise(transition()), states(), drawn(2, 7)
-    after = step(state, action)
+    after, _ = step(state, action)
     condition = step.condition(torch.cat([after.vector, after.body, action], 1))
     moved = step.grid(state.grid, nn.functional.silu(condition))
     torch.testing.assert_close(after.grid, moved)
@@ -245,7 +245,7 @@ def test_the_vector_stays_between_minus_one_and_one():
     step = randomise(transition())
     state = states()._replace(vector=drawn(2, 6).clamp(-1, 1))
     for _ in range(50):
-        vector = step(state, 100 * drawn(2, 7)).vector
+        vector = step(state, 100 * drawn(2, 7))[0].vector
         state = state._replace(vector=vector)
     assert vector.abs().max() <= 1
 
@@ -257,7 +257,7 @@ def test_vector_and_body_are_exact_under_autocast():
     step.motion.change.fill_(1e-3)
     with torch.autocast("cpu", torch.bfloat16):
         read = randomise(Encoder(2, 8, 8, 6, 4, side=2))(drawn(2, 2, 3, 16, 16))
-        after = step(state._replace(grid=state.grid.bfloat16()), torch.ones(2, 7))
+        after, _ = step(state._replace(grid=state.grid.bfloat16()), torch.ones(2, 7))
     assert {x.dtype for s in (read, after) for x in (s.vector, s.body)} == {torch.float32}
     torch.testing.assert_close(after.body, torch.full((2, 4), 1.001))
 

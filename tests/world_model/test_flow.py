@@ -134,9 +134,9 @@ def test_one_step_is_the_prediction_from_pure_noise_and_two_go_on_from_half_way(
     known, actions, noise = drawn(2, 5, 16), drawn(2, 8, 7), drawn(2, 8, 16)
     memory, seen = VideoMemory(known[:, 0], known[:, 1:]), model.remember(known)
     assert model.sampling_steps == 2
-    _, two = model.imagine(memory, actions, noise)
+    _, two, _ = model.imagine(memory, actions, noise)
     model.sampling_steps = 1
-    _, one = model.imagine(memory, actions, noise)
+    _, one, _ = model.imagine(memory, actions, noise)
     torch.testing.assert_close(one, model.predict(seen, noise, torch.ones(2), actions))
     half = torch.full((2,), 0.5)
     again = model.predict(seen, blend(one, noise, half), half, actions)
@@ -258,5 +258,5 @@ def test_two_futures_of_one_picture_are_learnt_and_told_apart_by_their_actions()
     futures = model.encode(batch["future"][:2])
     apart = (futures[0] - futures[1]).square().mean()
     for order in ([0, 1], [1, 0]):
-        _, latents = model.imagine(memory, batch["actions"][order], noise)
+        _, latents, _ = model.imagine(memory, batch["actions"][order], noise)
         assert (latents - futures[order]).square().mean() < apart / 10

@@ -66,7 +66,7 @@ def test_a_cpu_draws_many_pictures_a_few_at_a_time(model, monkeypatch):
     monkeypatch.setattr(
         model.renderer, "forward", lambda *state: counts.append(len(state[0])) or draw(*state)
     )
-    _, latents = model.imagine(*given(model, n=3, k=3))  # 9 pictures
+    _, latents, _ = model.imagine(*given(model, n=3, k=3))  # 9 pictures
     shown = model.decode(latents)
     assert counts == [4, 4, 1]
     alone = [model.decode(latents[i : i + 1, j : j + 1])[0, 0] for i in range(3) for j in range(3)]
@@ -181,7 +181,7 @@ def test_imagined_latents_are_those_of_the_renderer(model):
 def test_the_next_memory_is_the_last_latent_and_fresh(model):
     memory, actions, noise = given(model)
     before = memory.state.clone()
-    after, latents = model.imagine(memory, actions, noise)
+    after, latents, _ = model.imagine(memory, actions, noise)
     assert torch.equal(after.state, latents[:, -1]) and torch.equal(memory.state, before)
     shown = latents.clone()
     after.state.zero_()
@@ -210,7 +210,12 @@ def test_noise_is_added_to_the_body_before_every_step(model, monkeypatch):
     """It has a standard deviation of 0.0005; nothing else is touched."""
     memory, actions, noise = given(model, k=3)
     told = []
-    monkeypatch.setattr(model.transition, "forward", lambda state, _: told.append(state) or state)
+
+    def still(state: State, _: Tensor) -> tuple[State, Tensor]:
+        told.append(state)
+        return state, torch.zeros(2)
+
+    monkeypatch.setattr(model.transition, "forward", still)
     latents = model.imagine(memory, actions, noise)[1]
     rest, body = memory.state.split([48, 3], dim=1)
     expected = body[:, None] + 0.0005 * noise.cumsum(1)
@@ -254,14 +259,14 @@ def test_a_robot_whose_measurements_do_not_come_first_is_refused(tiny):
 
 def test_told_what_it_imagines_anyway_it_imagines_the_same(model):
     memory, actions, noise = given(model, k=5)
-    _, imagined = model.imagine(memory, actions, torch.zeros_like(noise))
+    _, imagined, _ = model.imagine(memory, actions, torch.zeros_like(noise))
     told = imagined[:, :, 48:] * model.body_std + model.body_mean
     torch.testing.assert_close(model.follow(memory, actions, told), imagined)
 
 
 def test_rows_do_not_depend_on_each_other(model):
     memory, actions, noise = given(model, n=3)
-    _, together = model.imagine(memory, actions, noise)
+    _, together, _ = model.imagine(memory, actions, noise)
     alone = [
         model.imagine(memory.take(torch.tensor([i])), actions[i : i + 1], noise[i : i + 1])[1]
         for i in range(3)
@@ -274,26 +279,28 @@ def test_rows_do_not_depend_on_each_other(model):
 @pytest.mark.parametrize("k", range(1, 8))
 def test_a_shorter_block_is_the_beginning_of_a_longer_one(model, k):
     memory, actions, noise = given(model)
-    _, whole = model.imagine(memory, actions, noise)
-    _, part = model.imagine(memory, actions[:, :k], noise[:, :k])
-    torch.testing.assert_close(part, whole[:, :k])
+    _, *whole = model.imagine(memory, actions, noise)
+    _, *part = model.imagine(memory, actions[:, :k], noise[:, :k])
+    for few, all_of_them in zip(part, whole, strict=True):
+        torch.testing.assert_close(few, all_of_them[:, :k])
 
 
 @pytest.mark.parametrize("cut", [1, 4, 7])
 def test_two_blocks_are_one_longer_block(model, cut):
     memory, actions, noise = given(model)
-    _, whole = model.imagine(memory, actions, noise)
-    between, first = model.imagine(memory, actions[:, :cut], noise[:, :cut])
-    _, second = model.imagine(between, actions[:, cut:], noise[:, cut:])
-    torch.testing.assert_close(torch.cat([first, second], 1), whole)
+    _, *whole = model.imagine(memory, actions, noise)
+    between, *first = model.imagine(memory, actions[:, :cut], noise[:, :cut])
+    _, *second = model.imagine(between, actions[:, cut:], noise[:, cut:])
+    for expected, *parts in zip(whole, first, second, strict=True):
+        torch.testing.assert_close(torch.cat(parts, 1), expected)
 
 
 def test_memories_and_latents_are_float32_under_autocast(model):
     with torch.autocast("cpu", torch.bfloat16):
         memory, actions, noise = given(model)
-        after, latents = model.imagine(memory, actions, noise)
-        shown = model.decode(latents)
-    assert {part.dtype for part in (memory.state, after.state, latents)} == {torch.float32}
+        after, *told = model.imagine(memory, actions, noise)
+        shown = model.decode(told[0])
+    assert {part.dtype for part in (memory.state, after.state, *told)} == {torch.float32}
     exact = model.decode(model.imagine(*given(model))[1])
     assert 0 < (shown.float() - exact.float()).abs().mean() < 4
 
@@ -303,6 +310,58 @@ def test_blocks_of_another_length_are_refused(model, k):
     memory, actions, noise = given(model, k=k)
     with pytest.raises(ValueError, match=f"1 to 8 actions, got {k}"):
         model.imagine(memory, actions, noise)
+
+
+# Uncertainty.
+
+
+def apart_by_hand(config: WorldModelConfig) -> WorldModel:
+    """Two members and three measurements, the first in units of 10.
+
+    One member moves nothing. The other moves the first two by what they are, and the last by the
+    first action value.
+    """
+    model = WorldModel(replace(config, members=2, noise=0.5)).requires_grad_(False)
+    model.transition.motion.change.copy_(torch.tensor([10.0, 1, 1]))
+
+    def each(body: Tensor, action: Tensor) -> Tensor:
+        moves = torch.cat([body[..., :2], action[..., :1]], dim=-1)
+        return moves * torch.tensor([0.0, 1])[:, None, None]
+
+    model.transition.motion.each = each
+    return model
+
+
+@pytest.mark.parametrize("grid", [{}, {"width": 0, "vector": 0}])
+def test_how_far_apart_the_members_are_about_each_step_by_hand(tiny, grid):
+    model = apart_by_hand(replace(tiny, **grid))
+    memory, actions, noise = given(model, k=2)
+    memory.state[:, -3:] = torch.tensor([[2.0, 1, 0], [0, 0, 0]])
+    noise[:] = torch.tensor([[[4.0, 2, 0], [0, -3, 0]], [[0, 0, 0], [0, 0, 0]]])
+    actions[:, :, 0] = torch.tensor([[6.0, 0], [0, -6]])
+    _, latents, apart = model.imagine(memory, actions, noise)
+    # Noise comes before the move: first (4, 2, 0), which is moved by half of (4, 2, 6); then
+    # (24, 1.5, 3), by half of (24, 1.5, 0). So far is each of the two from their mean. In the other
+    # row nothing moves but the last measurement in the second step, by half of -6.
+    expected = [[(14 / 3) ** 0.5, ((12**2 + 0.75**2) / 3) ** 0.5], [0, 3**0.5]]
+    torch.testing.assert_close(apart, torch.tensor(expected))
+    bodies = [[[24.0, 3, 3], [144, 2.25, 3]], [[0, 0, 0], [0, 0, -3]]]
+    torch.testing.assert_close(latents[:, :, -3:], torch.tensor(bodies))
+
+
+def test_one_member_alone_is_never_uncertain(tiny):
+    model = WorldModel(replace(tiny, members=1))
+    for weights in model.transition.motion.parameters():
+        torch.nn.init.normal_(weights, std=0.05)
+    assert model.imagine(*given(model))[2].tolist() == [[0.0] * 8] * 2
+
+
+def test_noise_is_no_uncertainty_where_members_agree(model):
+    for weights in model.transition.motion.parameters():
+        weights[:] = weights[:1].clone()
+    memory, actions, noise = given(model)
+    _, latents, apart = model.imagine(memory, actions, 100 * noise)
+    assert apart.max() < 1e-6 < latents[:, :, -3:].diff(dim=1).abs().min()
 
 
 # Building and keeping.
@@ -371,10 +430,10 @@ def test_the_latent_of_a_picture_is_the_body_that_is_read_from_it(bodily):
 
 def test_a_body_moves_by_itself(bodily):
     memory, actions, noise = given(bodily, k=2)
-    after, latents = bodily.imagine(memory, actions, 0 * noise)
+    after, latents, _ = bodily.imagine(memory, actions, 0 * noise)
     motion, body = bodily.transition.motion, memory.state
     for step in range(2):
-        body = body + motion.change * motion(body, actions[:, step])
+        body = body + motion.change * motion(body, actions[:, step])[0]
         torch.testing.assert_close(latents[:, step], body)
     assert torch.equal(after.state, latents[:, 1])
 

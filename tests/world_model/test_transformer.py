@@ -230,7 +230,7 @@ def test_rows_are_taken_in_any_order_fresh_and_put_back():
 def test_the_next_memory_keeps_the_first_frame_and_the_last_four_and_is_fresh(model, k, kept):
     memory, actions, noise = given(model, k=k)
     before = memory.take(torch.tensor([0, 1]))
-    after, latents = model.imagine(memory, actions, noise)
+    after, latents, _ = model.imagine(memory, actions, noise)
     assert latents.shape == (2, k, 16) and latents.dtype == torch.float32
     assert torch.equal(after.anchor, memory.anchor)
     assert torch.equal(after.recent[:, :kept], memory.recent[:, 4 - kept :])
@@ -249,7 +249,7 @@ def test_a_new_model_holds_the_last_frame_still_whatever_is_done():
     model = VideoTransformer(TINY).eval()
     memory, actions, noise = given(model)
     with torch.no_grad():
-        _, latents = model.imagine(memory, actions, noise)
+        _, latents, _ = model.imagine(memory, actions, noise)
     torch.testing.assert_close(latents, memory.recent[:, -1:].expand(-1, 8, -1))
 
 
@@ -274,14 +274,18 @@ def test_known_frames_kept_as_keys_and_values_are_as_good_as_passed_again(model,
     torch.testing.assert_close(predicted, known[:, -1:] + change, rtol=1e-5, atol=1e-5)
 
 
+def test_one_network_alone_is_never_uncertain(model):
+    assert model.imagine(*given(model, k=3))[2].tolist() == [[0.0] * 3] * 2
+
+
 def test_frames_and_rows_depend_on_their_own_action_and_noise_and_on_no_later_one(model):
     memory, actions, noise = given(model)
-    _, before = model.imagine(memory, actions, noise)
+    _, before, _ = model.imagine(memory, actions, noise)
     changed = actions.clone(), noise.clone()
     changed[0][1, 4] *= -1  # the fifth
     changed[1][1, 4] *= -1
     for case in ((changed[0], noise), (actions, changed[1])):
-        _, after = model.imagine(memory, *case)
+        _, after, _ = model.imagine(memory, *case)
         assert differ(before, after) == [[False] * 8, [False] * 4 + [True] * 4]
     for part in memory:
         part[1] *= -1
@@ -291,7 +295,7 @@ def test_frames_and_rows_depend_on_their_own_action_and_noise_and_on_no_later_on
 @pytest.mark.parametrize("frame", range(5))
 def test_every_remembered_frame_matters_and_has_its_own_place(model, frame):
     memory, actions, noise = given(model)
-    _, before = model.imagine(memory, actions, noise)
+    _, before, _ = model.imagine(memory, actions, noise)
     if frame < 4:
         memory.recent[:, frame] *= -1
     else:
@@ -308,8 +312,8 @@ def test_places_are_told_apart(model):
         return latents.unflatten(-1, (4, 4)).flip(-1).flatten(-2)
 
     memory, actions, noise = given(model)
-    _, before = model.imagine(memory, actions, noise)
-    _, after = model.imagine(VideoMemory(*map(turn, memory)), actions, turn(noise))
+    _, before, _ = model.imagine(memory, actions, noise)
+    _, after, _ = model.imagine(VideoMemory(*map(turn, memory)), actions, turn(noise))
     assert differ(turn(before), after) == [[True] * 8] * 2
 
 
@@ -322,8 +326,8 @@ def test_the_model_is_told_how_noisy_its_memory_is(model):
 @pytest.mark.parametrize("k", range(1, 8))
 def test_a_shorter_block_is_the_beginning_of_a_longer_one(model, k):
     memory, actions, noise = given(model)
-    _, whole = model.imagine(memory, actions, noise)
-    _, part = model.imagine(memory, actions[:, :k], noise[:, :k])
+    _, whole, _ = model.imagine(memory, actions, noise)
+    _, part, _ = model.imagine(memory, actions[:, :k], noise[:, :k])
     torch.testing.assert_close(part, whole[:, :k], rtol=1e-4, atol=1e-5)
 
 
@@ -336,9 +340,9 @@ def test_blocks_of_another_length_are_refused(model, k):
 def test_memories_and_latents_are_float32_under_autocast(model):
     with torch.autocast("cpu", torch.bfloat16):
         memory, actions, noise = given(model)
-        after, latents = model.imagine(memory, actions, noise)
+        after, latents, apart = model.imagine(memory, actions, noise)
         shown = model.decode(latents)
-    assert {part.dtype for part in (*memory, *after, latents)} == {torch.float32}
+    assert {part.dtype for part in (*memory, *after, latents, apart)} == {torch.float32}
     exact = model.imagine(*given(model))[1]
     assert 0 < (latents - exact).abs().mean() < 0.1 * exact.std()
     assert shown.dtype == torch.uint8
@@ -351,7 +355,7 @@ def test_what_was_recorded_is_retold_in_blocks_from_what_really_came_before(mode
     assert told.shape == (2, t, 16)
     for s in range(0, t, 8):
         memory, block = model.begin(frames[:, : 1 + s]), slice(s, s + 8)
-        _, expected = model.imagine(memory, actions[:, block], noise[:, block])
+        _, expected, _ = model.imagine(memory, actions[:, block], noise[:, block])
         torch.testing.assert_close(told[:, block], expected, rtol=1e-4, atol=1e-5)
 
 

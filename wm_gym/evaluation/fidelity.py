@@ -51,7 +51,7 @@ def replay_latents(
             block = actions[:, step : step + chunk].to(device)
             keys = rows + seed, np.zeros_like(rows), np.full_like(rows, step)
             noise = row_noise(*keys, model.noise_shape(block.shape[1]), device)
-            memory, latents = model.imagine(memory, block, noise)
+            memory, latents, _ = model.imagine(memory, block, noise)
             imagined.append(latents)
     return torch.cat(imagined, dim=1)
 

@@ -117,10 +117,14 @@ class BodyTransition(nn.Module):
         super().__init__()
         self.motion = motion
 
-    def forward(self, state: State, action: Tensor) -> State:
-        """Play action (n, a). The body moves as measurements do by themselves."""
-        body = state.body + self.motion.change * self.motion(state.body, action)
-        return self.follow(state.grid, self.recall(state, action), body, action)
+    def forward(self, state: State, action: Tensor) -> tuple[State, Tensor]:
+        """Play action (n, a). The body moves as measurements do by themselves.
+
+        Returns the next state, and how far apart the motion's members are about it, float32 (n,).
+        """
+        move, apart = self.motion(state.body, action)
+        body = state.body + self.motion.change * move
+        return self.follow(state.grid, self.recall(state, action), body, action), apart
 
     def recall(self, state: State, action: Tensor) -> Tensor:
         """Return the next vector, float32 (n, g): there is none to move."""

@@ -118,27 +118,21 @@ class WorldModel(nn.Module, Pretrained):
             read.copy_(torch.where(told.isnan(), read, told))
         return Memory(state)
 
-    def imagine(self, memory: Memory, actions: Tensor, noise: Tensor) -> tuple[Memory, Tensor]:
+    def imagine(
+        self, memory: Memory, actions: Tensor, noise: Tensor
+    ) -> tuple[Memory, Tensor, Tensor]:
         """Imagine the k frames that follow `memory` under actions (n, k, 7), 1 <= k <= max_chunk.
 
         noise: (n, k, p) standard normal, all the randomness there is. Returns the memory after
-        these frames and their latents, float32 (n, k, f); all fresh.
+        these frames, their latents, float32 (n, k, f), and how uncertain each step is, float32
+        (n, k); all fresh. A step is as uncertain as the members of the dynamics are apart about it,
+        which all move the body with its noise: the root mean square over members and measurements,
+        in units of how much each measurement usually changes in a step.
         """
         check_block(actions, self.config.max_chunk)
-        states = self.roll(self.unflatten(memory.state), actions, noise)
+        states, aparts = self.roll(self.unflatten(memory.state), actions, noise)
         latents = torch.stack([flatten(state) for state in states], dim=1)
-        return Memory(latents[:, -1].clone()), latents
-
-    def uncertainty(self, memory: Memory, actions: Tensor, latents: Tensor) -> Tensor:
-        """How far apart the members of the dynamics are about each of the k steps, float32 (n, k).
-
-        memory, actions and latents: what `imagine` was given and what it returned. Root mean
-        squares, in units of how much each measurement usually changes in a step.
-        """
-        before = torch.cat([memory.state[:, None], latents[:, :-1]], dim=1)
-        bodies = self.unflatten(before.flatten(0, 1)).body
-        apart = self.transition.motion.apart(bodies, actions.flatten(0, 1))
-        return apart.unflatten(0, actions.shape[:2])
+        return Memory(latents[:, -1].clone()), latents, torch.stack(aparts, dim=1)
 
     def follow(self, memory: Memory, actions: Tensor, measured: Tensor) -> Tensor:
         """Imagine frames under actions (n, t, 7), told after each what was measured, (n, t, p).
@@ -154,14 +148,20 @@ class WorldModel(nn.Module, Pretrained):
             latents.append(flatten(state))
         return torch.stack(latents, dim=1)
 
-    def roll(self, state: State, actions: Tensor, noise: Tensor) -> list[State]:
-        """Move a state on under actions (n, t, a), with noise (n, t, p); returns the t states."""
-        states = []
+    def roll(
+        self, state: State, actions: Tensor, noise: Tensor
+    ) -> tuple[list[State], list[Tensor]]:
+        """Move a state on under actions (n, t, a), with noise (n, t, p).
+
+        Returns the t states, and how far apart the members are about each, float32 (n,).
+        """
+        states, aparts = [], []
         for action, push in zip(actions.unbind(1), noise.unbind(1), strict=True):
             state = state._replace(body=state.body + self.config.noise * push)
-            state = self.transition(state, action)
+            state, apart = self.transition(state, action)
             states.append(state)
-        return states
+            aparts.append(apart)
+        return states, aparts
 
     def unflatten(self, latents: Tensor) -> State:
         """Latents (n, f) as the state that they are."""

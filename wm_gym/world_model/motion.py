@@ -96,20 +96,16 @@ class Motion(nn.Module):
         self.register_buffer("std", torch.ones(body))
         self.register_buffer("change", torch.ones(body))  # how much each usually changes in a step
 
-    def forward(self, body: Tensor, action: Tensor) -> Tensor:
-        """How far bodies (n, p) move under actions (n, a), in units of `change`; float32 (n, p)."""
-        return self._all(body, action).mean(0)
+    def forward(self, body: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Move bodies (n, p) under actions (n, a), by the mean of what the members say.
 
-    def apart(self, body: Tensor, action: Tensor) -> Tensor:
-        """How far the members' moves of bodies (n, p) are from their mean, float32 (n,).
-
-        The root mean square over members and measurements, in units of `change`; 0 for one member.
+        Returns how far they move, float32 (n, p), and how far apart the members are about it,
+        float32 (n,): the root mean square of their distance from the mean, over members and
+        measurements; 0 for one member. Both in units of `change`.
         """
-        moves = self._all(body, action)
-        return (moves - moves.mean(0)).square().mean((0, 2)).sqrt()
-
-    def _all(self, body: Tensor, action: Tensor) -> Tensor:
-        return self.each(*(x.expand(self.members, *x.shape) for x in (body, action)))
+        moves = self.each(*(x.expand(self.members, *x.shape) for x in (body, action)))
+        mean = moves.mean(0)
+        return mean, (moves - mean).square().mean((0, 2)).sqrt()
 
     def each(self, body: Tensor, action: Tensor) -> Tensor:
         """Let every member e move bodies of its own, (e, n, p), under its actions (e, n, a)."""

@@ -188,22 +188,20 @@ class VideoTransformer(nn.Module, Pretrained):
 
     def imagine(
         self, memory: VideoMemory, actions: Tensor, noise: Tensor
-    ) -> tuple[VideoMemory, Tensor]:
+    ) -> tuple[VideoMemory, Tensor, Tensor]:
         """Imagine the k frames that follow `memory` under actions (n, k, 7), 1 <= k <= max_chunk.
 
         noise: (n, k, f) standard normal, all the randomness there is. Returns the memory after
-        these frames and their latents, float32 (n, k, f); all fresh.
+        these frames, their latents, float32 (n, k, f), and how uncertain each step is, float32
+        (n, k); all fresh. The last are zeros: one network alone cannot tell what it does not know.
         """
         known = self.remember(torch.cat([memory.anchor[:, None], memory.recent], dim=1))
         latents = sample(
             lambda x, t: self.predict(known, x, t, actions), noise, self.sampling_steps
         )
         recent = torch.cat([memory.recent, latents], dim=1)[:, -self.config.memory :]
-        return VideoMemory(memory.anchor.clone(), recent.contiguous()), latents
-
-    def uncertainty(self, memory: VideoMemory, actions: Tensor, latents: Tensor) -> Tensor:
-        """Return zeros (n, k): one network alone cannot tell what it does not know."""
-        return torch.zeros(actions.shape[:2], device=actions.device)
+        after = VideoMemory(memory.anchor.clone(), recent.contiguous())
+        return after, latents, latents.new_zeros(actions.shape[:2])
 
     def retell(self, latents: Tensor, actions: Tensor, noise: Tensor) -> Tensor:
         """Imagine what was recorded block by block, each from what really came before it.
