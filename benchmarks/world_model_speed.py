@@ -221,7 +221,8 @@ def main(config: SpeedConfig) -> None:
     rate = matrix_rate(device, config.seconds)
     print(f"{name}: {rate / 1e9:,.0f} GFLOP/s in products of bfloat16 matrices")
     rows = []
-    for n, chunk in [(1, 1), *((n, config.chunk) for n in config.num_envs)]:
+    single = [(1, 1)] if config.preset is None else []
+    for n, chunk in [*single, *((n, config.chunk) for n in config.num_envs)]:
         rows.append({"device": name, "preset": preset, **row(config, n, chunk, rate)})
         print(rows[-1], flush=True)
     print("\n".join(aligned([list(rows[0]), *([_cell(v) for v in r.values()] for r in rows)])))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.fakes import fake_pool
 from wm_gym.imagined import ImaginedVectorEnv
-from wm_gym.world_model import transformer
+from wm_gym.world_model import blocks, transformer
 from wm_gym.world_model.blocks import Attention, CausalAttention, Layer, adapt, turns
 from wm_gym.world_model.transformer import VideoMemory, VideoTransformer, VideoTransformerConfig
 
@@ -68,6 +68,19 @@ def differ(a: Tensor, b: Tensor) -> list[list[bool]]:
 def test_a_new_layer_changes_nothing():
     x, told = drawn(2, 3, 4, 8), torch.zeros(2, 3, 12, 8)
     assert torch.equal(Layer(8, 2)(x, told, turns(3, 4))[0], x)
+
+
+@pytest.mark.parametrize("memory", [0, 3])
+def test_places_that_are_attended_to_together_do_not_see_each_other(monkeypatch, memory):
+    attention, turn = randomise(CausalAttention(8, 2)), turns(5, 4)
+    x, past = drawn(2, 2, 6, 8), None  # 6 places: 8 do not divide them, 2 do
+    if memory:
+        _, past = attention(drawn(2, memory, 6, 8, seed=2), turn[:, :memory])
+    alone, seen = attention(x, turn[:, memory : memory + 2], past)
+    monkeypatch.setattr(blocks, "gathered", lambda device: 8)
+    together, also = attention(x, turn[:, memory : memory + 2], past)
+    torch.testing.assert_close(together, alone)
+    assert torch.equal(seen.key, also.key) and torch.equal(seen.value, also.value)
 
 
 def test_adapting_by_hand():

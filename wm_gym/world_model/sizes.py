@@ -20,13 +20,14 @@ SIZES: dict[str, WorldModelConfig | VideoTransformerConfig] = {
     **PRESETS,  # two CPU cores, 64 px
     "small": VideoTransformerConfig(  # one GPU, 128 px
         image_size=128,
-        depth=12,
+        depth=8,
         width=512,
         heads=8,
         block_out_channels=(64, 128, 256, 256),
         layers_per_block=1,
         latent_channels=16,  # 4 lose what is a few pixels wide in pictures this small
         scaling_factor=1.0,
+        sampling_steps=1,  # the actions all but decide what is seen next: see docs/results.md
     ),
     "paper": VideoTransformerConfig(),  # 256 px, WMPO 4.1
 }

@@ -1,0 +1,82 @@
+"""What a robot would have measured had all happened turned about its base, or in a mirror.
+
+A Panda is alike on both sides and turns about its first joint, and neither a table nor a cube knows
+where left is. So each recorded episode tells of many that were not recorded; only their pictures
+are missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+WIDEST = 0.2  # radians: the posture that the arm is drawn to has a front after all
+MIRRORED_JOINTS = (0, 2, 4, 6)
+LAST_JOINT = np.pi / 2  # what the last joint's angles on both sides add up to
+Measured = dict[str, np.ndarray]
+
+
+def symmetric(
+    low_dim: Mapping[str, np.ndarray],
+    actions: np.ndarray,
+    base: tuple[float, float],
+    rng: np.random.Generator,
+) -> tuple[Measured, np.ndarray]:
+    """Turn an episode of a Panda with its base at x, y by a random angle; mirror every second one.
+
+    low_dim: robomimic's keys, (t + 1, d) float32, `object` being its place and quaternion and then
+    anything; actions (t, 7): of OSC_POSE, and the gripper's. Actions may leave [-1, 1].
+    """
+    if rng.random() < 0.5:
+        low_dim, actions = mirrored(low_dim, actions, base[1])
+    return turned(low_dim, actions, base, rng.uniform(-WIDEST, WIDEST))
+
+
+def turned(
+    low_dim: Mapping[str, np.ndarray], actions: np.ndarray, base: tuple[float, float], angle: float
+) -> tuple[Measured, np.ndarray]:
+    """Turn an episode about the upright axis through the robot's base, radians."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    turn = np.array([[cos, -sin], [sin, cos]])
+    found = {key: rows.copy() for key, rows in low_dim.items()}
+    for key in ("robot0_eef_pos", "object"):
+        if key in found:
+            found[key][:, :2] = (found[key][:, :2] - base) @ turn.T + base
+    if "object" in found:
+        x, y, z, w = found["object"][:, 3:7].T.copy()
+        c, s = np.cos(angle / 2), np.sin(angle / 2)
+        found["object"][:, 3:7] = np.stack(
+            [c * x - s * y, c * y + s * x, c * z + s * w, c * w - s * z], axis=1
+        )
+    first = np.stack([found[f"robot0_joint_pos_{wave}"][:, 0] for wave in ("cos", "sin")], axis=1)
+    for wave, rows in zip(("cos", "sin"), turn @ first.T, strict=True):
+        found[f"robot0_joint_pos_{wave}"][:, 0] = rows
+    played = actions.copy()
+    for begin in (0, 3):  # translation, rotation
+        played[:, begin : begin + 2] = actions[:, begin : begin + 2] @ turn.T
+    return found, played
+
+
+def mirrored(
+    low_dim: Mapping[str, np.ndarray], actions: np.ndarray, y: float
+) -> tuple[Measured, np.ndarray]:
+    """Show an episode in the upright mirror that holds the robot's base, at `y`."""
+    found = {key: rows.copy() for key, rows in low_dim.items()}
+    for key in ("robot0_eef_pos", "object"):
+        if key in found:
+            found[key][:, 1] = 2 * y - found[key][:, 1]
+    if "object" in found:
+        found["object"][:, [3, 5]] *= -1  # a mirror turns rotations about x and z round
+    cos, sin = found["robot0_joint_pos_cos"], found["robot0_joint_pos_sin"]
+    angles = np.arctan2(sin, cos)
+    angles[:, MIRRORED_JOINTS] *= -1
+    angles[:, 6] += LAST_JOINT
+    found["robot0_joint_pos_cos"] = np.cos(angles).astype(cos.dtype)
+    found["robot0_joint_pos_sin"] = np.sin(angles).astype(sin.dtype)
+    found["robot0_joint_vel"][:, MIRRORED_JOINTS] *= -1
+    for key in ("robot0_gripper_qpos", "robot0_gripper_qvel"):  # left and right finger
+        found[key] = -found[key][:, ::-1]
+    played = actions.copy()
+    played[:, [1, 3, 5]] *= -1
+    return found, played
