@@ -44,6 +44,7 @@ TRANSFORMER = VideoTransformerConfig(  # about as many FLOP for a frame that is 
     scaling_factor=1.0,
 )
 SAMPLING_STEPS = (1, 2, 4, 16)  # that the transformer is judged with
+LIGHT = 10  # times as many steps in a trial of what takes no pictures
 HELD_OUT = 0.02  # of what a variant sees, to validate its training; others judge it
 
 
@@ -56,6 +57,8 @@ class Variant:
     """Without noise on what training plays on from."""
     successes: bool = False
     """From episodes that succeed alone."""
+    copies: bool = True
+    """Motion also from mirrored and turned copies of the episodes."""
 
 
 VARIANTS = {
@@ -63,6 +66,7 @@ VARIANTS = {
     "convolution, without failures": Variant(CONVOLUTION, successes=True),
     "convolution, without noise": Variant(replace(CONVOLUTION, noise=0.0), exact=True),
     "convolution, one network of motion": Variant(replace(CONVOLUTION, members=1)),
+    "convolution, without symmetric copies": Variant(CONVOLUTION, copies=False),
     "convolution, not told of the object": Variant(PRESETS["nano"]),
     "transformer": Variant(TRANSFORMER),
     "transformer, without failures": Variant(TRANSFORMER, successes=True),
@@ -83,7 +87,7 @@ class AblationConfig:
     """Share of these for how measurements move by themselves, and are read from pictures."""
     only: tuple[str, ...] = tuple(VARIANTS)
     """Variants to train."""
-    pilot: int = 12
+    pilot: int = 24
     """Steps of the shorter of two trials that say how many fit into the time."""
     seed: int = 0
     out: Path = Path("runs/ablations")
@@ -135,6 +139,9 @@ def convolution(
     if variant.exact:
         settings = replace(settings, body_noise=0.0, motion=replace(settings.motion, noise=0.0))
 
+    if not variant.copies:
+        settings = replace(settings, motion=replace(settings.motion, copies=0))
+
     def train(stage: Run, steps: int, motion: int) -> WorldModel:
         torch.manual_seed(config.seed)
         model = WorldModel(variant.model)
@@ -143,8 +150,8 @@ def convolution(
         return model
 
     # Clips lengthen by the share of the training that is done, so that a short one has them all.
-    few = config.pilot
-    moved = pace(run, f"{name}-motion", few, lambda stage, steps: train(stage, few, steps))
+    few, more = config.pilot, LIGHT * config.pilot
+    moved = pace(run, f"{name}-motion", more, lambda stage, steps: train(stage, few, steps))
     drawn = pace(run, f"{name}-drawing", few, lambda stage, steps: train(stage, steps, few))
     seconds = 60 * config.minutes
     motion = fitting(config.motion * seconds, moved)

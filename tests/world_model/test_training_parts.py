@@ -10,11 +10,15 @@ import torch
 
 from wm_gym.data import Episode
 from wm_gym.data.windows import Windows
+from wm_gym.world_model import training
 from wm_gym.world_model.learning import clips, schedule, since_best, split
 from wm_gym.world_model.model import WorldModel
+from wm_gym.world_model.motion import MotionTrainingConfig
+from wm_gym.world_model.presets import PRESETS
 from wm_gym.world_model.training import (
     WorldModelTrainingConfig,
     frame_loss,
+    learn_motion,
     measure,
 )
 
@@ -190,3 +194,37 @@ def test_the_rate_warms_up_then_falls_to_a_twentieth():
 def test_the_rate_may_do_without_a_warm_up():
     config = WorldModelTrainingConfig(steps=2, warmup=0)
     assert [schedule(config, s) for s in (0, 1)] == pytest.approx([1.0, 0.525])
+
+
+# Motion.
+
+
+@pytest.mark.parametrize(("base", "copies"), [((-0.56, 0.0), 3), ((), 0)])
+def test_motion_is_learnt_from_symmetric_copies_where_the_robot_is_known(monkeypatch, base, copies):
+    given = {}
+    monkeypatch.setattr(training, "fit_motion", lambda *args: given.update(args=args))
+    rng = np.random.default_rng(0)
+    keys = {name.partition("[")[0].rpartition(":")[2] for name in PRESETS["nano-object"].body}
+    episodes = []
+    for source, t in (("play", 3), ("rollouts", 5)):
+        low_dim = {key: rng.normal(size=(t + 1, 10)).astype(np.float32) for key in keys}
+        low_dim["robot0_eef_pos"] = low_dim["robot0_eef_pos"][:, :3]
+        for key, width in (("joint_pos_cos", 7), ("joint_pos_sin", 7), ("joint_vel", 7)):
+            low_dim[f"robot0_{key}"] = low_dim[f"robot0_{key}"][:, :width]
+        for key in ("robot0_gripper_qpos", "robot0_gripper_qvel"):
+            low_dim[key] = low_dim[key][:, :2]
+        frames, actions = np.zeros((t + 1, 64, 64, 3), np.uint8), np.ones((t, 7), np.float32)
+        success = np.zeros(t, bool)
+        episodes.append(Episode(frames, actions, success, source=source, low_dim=low_dim))
+    model = WorldModel(replace(PRESETS["nano-object"], base=base))
+    config = WorldModelTrainingConfig(
+        weights={"rollouts": 3.0}, motion=MotionTrainingConfig(copies=3)
+    )
+    learn_motion(model, episodes, config)
+    _, bodies, actions, *_, weights = given["args"]
+    each = 1 + copies
+    assert [len(a) for a in actions] == [3] * each + [5] * each
+    assert [tuple(b.shape) for b in bodies] == [(4, 40)] * each + [(6, 40)] * each
+    assert weights == [1.0] * each + [3.0] * each
+    assert len({float(b[0, 0]) for b in bodies}) == 2 * each  # each lies elsewhere
+    np.testing.assert_array_equal(bodies[0][:, 0], episodes[0].low_dim["robot0_eef_pos"][:, 0])

@@ -14,6 +14,16 @@ import numpy as np
 WIDEST = 0.2  # radians: the posture that the arm is drawn to has a front after all
 MIRRORED_JOINTS = (0, 2, 4, 6)
 LAST_JOINT = np.pi / 2  # what the last joint's angles on both sides add up to
+PLACES = ("robot0_eef_pos", "object")  # these begin with a place
+KEYS = (
+    *PLACES,
+    "robot0_joint_pos_cos",
+    "robot0_joint_pos_sin",
+    "robot0_joint_vel",
+    "robot0_gripper_qpos",
+    "robot0_gripper_qvel",
+)
+POSE = 7  # numbers of `object` that are its place and quaternion; what follows depends on the task
 Measured = dict[str, np.ndarray]
 
 
@@ -25,8 +35,8 @@ def symmetric(
 ) -> tuple[Measured, np.ndarray]:
     """Turn an episode of a Panda with its base at x, y by a random angle; mirror every second one.
 
-    low_dim: robomimic's keys, (t + 1, d) float32, `object` being its place and quaternion and then
-    anything; actions (t, 7): of OSC_POSE, and the gripper's. Actions may leave [-1, 1].
+    low_dim: robomimic's keys, (t + 1, d) float32; those of KEYS come back, of `object` its place
+    and quaternion. actions (t, 7): of OSC_POSE, and the gripper's; they may leave [-1, 1].
     """
     if rng.random() < 0.5:
         low_dim, actions = mirrored(low_dim, actions, base[1])
@@ -39,8 +49,8 @@ def turned(
     """Turn an episode about the upright axis through the robot's base, radians."""
     cos, sin = np.cos(angle), np.sin(angle)
     turn = np.array([[cos, -sin], [sin, cos]])
-    found = {key: rows.copy() for key, rows in low_dim.items()}
-    for key in ("robot0_eef_pos", "object"):
+    found = known(low_dim)
+    for key in PLACES:
         if key in found:
             found[key][:, :2] = (found[key][:, :2] - base) @ turn.T + base
     if "object" in found:
@@ -62,8 +72,8 @@ def mirrored(
     low_dim: Mapping[str, np.ndarray], actions: np.ndarray, y: float
 ) -> tuple[Measured, np.ndarray]:
     """Show an episode in the upright mirror that holds the robot's base, at `y`."""
-    found = {key: rows.copy() for key, rows in low_dim.items()}
-    for key in ("robot0_eef_pos", "object"):
+    found = known(low_dim)
+    for key in PLACES:
         if key in found:
             found[key][:, 1] = 2 * y - found[key][:, 1]
     if "object" in found:
@@ -80,3 +90,12 @@ def mirrored(
     played = actions.copy()
     played[:, [1, 3, 5]] *= -1
     return found, played
+
+
+def known(low_dim: Mapping[str, np.ndarray]) -> Measured:
+    """Those measurements whose symmetries are known, as fresh arrays."""
+    return {
+        key: low_dim[key][:, : POSE if key == "object" else None].copy()
+        for key in KEYS
+        if key in low_dim
+    }

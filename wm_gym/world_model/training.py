@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from wm_gym.data.episodes import Episode
-from wm_gym.data.measurements import measured
+from wm_gym.data.measurements import measured, measurements
+from wm_gym.data.symmetry import symmetric
 from wm_gym.data.windows import Windows
 from wm_gym.evaluation.fidelity import changed, replay_report, steps_to_judge
 from wm_gym.runs import Run
@@ -128,10 +130,18 @@ def learn_motion(
     model: WorldModel, episodes: Sequence[Episode], config: WorldModelTrainingConfig
 ) -> None:
     """Fit how measurements move by themselves; it takes a few minutes, and no picture."""
+    names, base, rng = model.config.body, model.config.base, np.random.default_rng(config.seed)
     mean, std = model.body_mean.cpu(), model.body_std.cpu()
-    bodies = [(torch.from_numpy(measured(e, model.config.body)) - mean) / std for e in episodes]
-    actions = [e.actions for e in episodes]
-    weights = [config.weights.get(e.source, 1.0) for e in episodes]
+    bodies, actions, weights = [], [], []
+    for episode in episodes:
+        told = [(episode.low_dim, episode.actions)]
+        if base:
+            told += [symmetric(*told[0], base, rng) for _ in range(config.motion.copies)]
+        for low_dim, taken in told:
+            body = measurements(low_dim, names, len(episode) + 1, "An episode")
+            bodies.append((torch.from_numpy(body) - mean) / std)
+            actions.append(taken)
+            weights.append(config.weights.get(episode.source, 1.0))
     fit_motion(model.transition.motion, bodies, actions, config.motion, config.seed, weights)
 
 

@@ -1,0 +1,87 @@
+"""Symmetric copies, by hand; tests/real has the simulator's word on them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from wm_gym.data.symmetry import KEYS, WIDEST, mirrored, symmetric, turned
+
+
+def measured() -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """One moment: the hand 0.6 m before the base at (-0.5, 0.1), a cube turned by 90 degrees."""
+    angles = np.array([[0.0, 0.2, 0.3, -2.0, 0.4, 3.0, 0.5]])
+    half = np.sqrt(0.5)
+    low_dim = {
+        "robot0_eef_pos": [[0.1, 0.1, 1.0]],
+        "object": [[-0.5, 0.3, 0.8, 0.0, 0.0, half, half, 9.0]],
+        "robot0_joint_pos_cos": np.cos(angles),
+        "robot0_joint_pos_sin": np.sin(angles),
+        "robot0_joint_vel": [[1.0, 2, 3, 4, 5, 6, 7]],
+        "robot0_gripper_qpos": [[0.03, -0.01]],
+        "robot0_gripper_qvel": [[0.5, -0.25]],
+        "robot0_eef_quat": [[0.0, 0, 0, 1]],
+    }
+    found = {key: np.array(rows, np.float32) for key, rows in low_dim.items()}
+    return found, np.array([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 1.0]], np.float32)
+
+
+def angles(low_dim: dict[str, np.ndarray]) -> list[float]:
+    cos, sin = low_dim["robot0_joint_pos_cos"][0], low_dim["robot0_joint_pos_sin"][0]
+    return np.arctan2(sin, cos).tolist()
+
+
+def test_a_quarter_turn_about_the_base_by_hand():
+    found, actions = turned(*measured(), (-0.5, 0.1), np.pi / 2)
+    assert found["robot0_eef_pos"][0].tolist() == pytest.approx([-0.5, 0.7, 1.0])
+    # From (0, 0.2) beside the base to (-0.2, 0); from 90 to 180 degrees about z.
+    place_and_quaternion = [-0.7, 0.1, 0.8, 0, 0, 1, 0]
+    assert found["object"][0].tolist() == pytest.approx(place_and_quaternion, abs=1e-6)
+    assert angles(found) == pytest.approx([np.pi / 2, 0.2, 0.3, -2, 0.4, 3, 0.5])
+    assert actions[0].tolist() == pytest.approx([-0.2, 0.1, 0.3, -0.5, 0.4, 0.6, 1])
+
+
+def test_a_mirror_by_hand():
+    found, actions = mirrored(*measured(), 0.1)
+    assert found["robot0_eef_pos"][0].tolist() == pytest.approx([0.1, 0.1, 1.0])
+    half = np.sqrt(0.5)
+    assert found["object"][0].tolist() == pytest.approx([-0.5, -0.1, 0.8, 0, 0, -half, half])
+    assert angles(found) == pytest.approx([0, 0.2, -0.3, -2, -0.4, 3, np.pi / 2 - 0.5])
+    assert found["robot0_joint_vel"][0].tolist() == [-1, 2, -3, 4, -5, 6, -7]
+    assert found["robot0_gripper_qpos"][0].tolist() == pytest.approx([0.01, -0.03])
+    assert found["robot0_gripper_qvel"][0].tolist() == [0.25, -0.5]
+    assert actions[0].tolist() == pytest.approx([0.1, -0.2, 0.3, -0.4, 0.5, -0.6, 1])
+
+
+@pytest.mark.parametrize("way", ["turned", "mirrored"])
+def test_there_and_back(way):
+    low_dim, actions = measured()
+    if way == "turned":
+        there = turned(low_dim, actions, (-0.5, 0.1), 0.3)
+        back, played = turned(*there, (-0.5, 0.1), -0.3)
+    else:
+        back, played = mirrored(*mirrored(low_dim, actions, 0.1), 0.1)
+    np.testing.assert_allclose(played, actions, atol=1e-6)
+    for key in KEYS:
+        wanted = low_dim[key][:, :7]  # the last number of `object` is of the task
+        np.testing.assert_allclose(back[key], wanted, atol=1e-6, err_msg=key)
+
+
+def test_copies_are_both_mirrored_and_not_and_turned_within_bounds():
+    low_dim, actions = measured()
+    rng = np.random.default_rng(0)
+    copies = [symmetric(low_dim, actions, (-0.5, 0.1), rng) for _ in range(40)]
+    assert {found["robot0_joint_vel"][0, 0] for found, _ in copies} == {1, -1}
+    firsts = np.array([angles(found)[0] for found, _ in copies])
+    assert 0.9 * WIDEST < np.abs(firsts).max() <= WIDEST + 1e-6
+    assert {played.dtype for _, played in copies} == {np.dtype(np.float32)}
+
+
+def test_an_episode_is_not_changed_and_may_know_of_no_object():
+    low_dim, actions = measured()
+    before = {key: rows.copy() for key, rows in low_dim.items()}
+    found, _ = symmetric(low_dim, actions, (-0.5, 0.1), np.random.default_rng(1))
+    assert all(np.array_equal(low_dim[key], rows) for key, rows in before.items())
+    assert set(found) == set(KEYS)
+    del low_dim["object"]
+    assert set(mirrored(low_dim, actions, 0.0)[0]) == set(KEYS) - {"object"}
