@@ -242,7 +242,7 @@ def keep(path: Path, content: dict[str, Any]) -> None:
     if path.exists():
         old = json.loads(path.read_text())
         mine = {(row["device"], row["preset"]) for row in content["rows"]}
-        made = {key: old[key] for key in ("command", "commit", "machine", "date", "matrix_flops")}
+        made = {key: old[key] for key in (*provenance([]), "matrix_flops")}
         others = [row for row in old["rows"] if (row["device"], row["preset"]) not in mine]
         content["rows"] = [*content["rows"], *({"made": made, **row} for row in others)]
         kept = {key: old[key] for key in ("step_seconds",) if key in old}

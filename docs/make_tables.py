@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,21 @@ def stages(content: Mapping[str, Any]) -> str:
 
 
 def speed(content: Mapping[str, Any]) -> str:
-    """speed.json: its `rows`, flat objects with the same keys, but for milliseconds by part."""
-    head = [key for key in content["rows"][0] if not key.endswith("_ms")]
-    return f"{_columns(content['rows'], head)}\n\n{_made(content)} {_machine(content)}"
+    """speed.json: its `rows`, flat objects, but for milliseconds by part.
+
+    Those that another command made say how, and have a table of their own.
+    """
+    told = []
+    for made, group in groupby(content["rows"], lambda row: row.get("made", content)):
+        rows = list(group)
+        head = [key for key in rows[0] if key != "made" and not key.endswith("_ms")]
+        told += [_columns(rows, head), f"{_made(made)} {_machine(made)}"]
+    return "\n\n".join(told)
 
 
 def parts(content: Mapping[str, Any]) -> str:
     """speed.json: milliseconds of a step by part; and by how far into an episode it begins."""
-    rows = content["rows"]
+    rows = [row for row in content["rows"] if "made" not in row]
     head = ["num_envs", "chunk", *(key for key in rows[0] if key.endswith("_ms"))]
     clocks = ", ".join(f"{1000 * s:.0f} ms at {at}" for at, s in content["step_seconds"].items())
     return f"{_columns(rows, head)}\n\nA step of 16 rows, by the episode's clock: {clocks}."

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from benchmarks import env_overhead, world_model_speed
 from benchmarks.env_overhead import OverheadConfig, bare_call, frozen, main, overhead
 from tests.fakes import FakeSuccess, FakeWorldModel, fake_pool
 from wm_gym.imagined import EXACT_ROWS, ImaginedVectorEnv
+from wm_gym.world_model.presets import PRESETS
 
 
 @pytest.fixture
@@ -105,3 +108,35 @@ def test_a_late_step_is_timed_where_it_begins(model, monkeypatch):
     found = world_model_speed.clocks(world_model_speed.SpeedConfig(chunk=8), 2)
     # Step i begins at control step 8 i; the median of three from there is that of step i + 1.
     assert found == pytest.approx({"8": 0.002, "64": 0.009, "512": 0.065})
+
+
+def test_rows_of_other_machines_and_presets_stay_in_the_file(tmp_path):
+    def content(device: str, speed: float, **more) -> dict:
+        made = {key: device for key in ("command", "commit", "machine", "seeds", "date")}
+        row = {"device": device, "preset": "nano", "steps_per_second": speed}
+        return {**made, "matrix_flops": 1.0, "rows": [row], **more}
+
+    path = tmp_path / "speed.json"
+    world_model_speed.keep(path, content("CPU", 1.0, step_seconds={"8": 0.5}))
+    world_model_speed.keep(path, content("GPU", 2.0))
+    world_model_speed.keep(path, content("GPU", 3.0))
+    written = json.loads(path.read_text())
+    assert written["command"] == "GPU" and written["step_seconds"] == {"8": 0.5}
+    rows = written["rows"]
+    assert [(r["device"], r["steps_per_second"]) for r in rows] == [("GPU", 3), ("CPU", 1)]
+    assert "made" not in rows[0] and rows[1]["made"]["command"] == "CPU"
+    world_model_speed.keep(path, content("CPU", 4.0))
+    rows = json.loads(path.read_text())["rows"]
+    assert [(r["device"], r["steps_per_second"]) for r in rows] == [("CPU", 4), ("GPU", 3)]
+    assert rows[1]["made"]["command"] == "GPU"
+
+
+def test_a_preset_is_measured_without_having_learnt_anything():
+    options = world_model_speed.untrained("Lift", "nano-object")
+    shape = options["world_model"].config
+    assert shape == PRESETS["nano-object"]
+    with closing(ImaginedVectorEnv("Lift", 2, chunk=3, **options)) as env:
+        env.reset(seed=0)
+        assert env.step(np.zeros((2, 3, 7), np.float32))[0]["image"].shape == (2, 64, 64, 3)
+    with pytest.raises(ValueError, match="preset must be one of"):
+        world_model_speed.untrained("Lift", "huge")

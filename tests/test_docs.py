@@ -120,6 +120,22 @@ def test_speed_rows_become_a_table_as_they_are(tables, tmp_path):
     assert "100 ms at 8, 101 ms at 512." in page
 
 
+def test_speed_rows_of_another_machine_say_how_they_were_made(tables, tmp_path):
+    made = {
+        **ORIGIN,
+        "command": "speed.py --there",
+        "machine": {**ORIGIN["machine"], "gpu": "H200"},
+    }
+    rows = [{"num_envs": 1, "chunk": 8, "real": 2.0}]
+    rows += [{"made": made, "num_envs": n, "chunk": 8, "peak": 9} for n in (1, 2)]
+    content = {**ORIGIN, "rows": rows, "step_seconds": {"8": 0.1}}
+    (tmp_path / "speed.json").write_text(json.dumps(content))
+    page = tables.fill("<!-- speed:begin --><!-- speed:end -->", tmp_path)
+    assert "| num envs | chunk | real |\n| --- | --- | --- |\n| 1 | 8 | 2 |\n\nMade" in page
+    assert "| num envs | chunk | peak |\n" in page
+    assert page.index("| 2 | 8 | 9 |\n\nMade by `speed.py --there`") < page.index("H200; 2")
+
+
 def test_overhead_is_in_milliseconds_and_percent(tables, tmp_path):
     row = {"num_envs": 64, "chunk": 8, "model_seconds": 0.3, "env_seconds": 0.309, "overhead": 0.03}
     content = {

@@ -409,6 +409,15 @@ class Brightness(nn.Module):
         return features[:, 7:, 0].sigmoid()
 
 
+@pytest.mark.parametrize("compile", [False, True])
+def test_what_is_heavy_is_compiled_where_that_is_wanted(monkeypatch, model, compile):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    models = {"world_model": model, "success": Brightness()}
+    ImaginedVectorEnv("Lift", 1, starts=fake_pool(image_size=16), compile=compile, **models)
+    assert compiled == ([*model.layers, model.autoencoder.decoder] if compile else [])
+
+
 @pytest.mark.parametrize("chunk", [3, 8])
 def test_a_world_is_played_saved_and_gone_on_with(model, chunk):
     models = {"world_model": model, "success": Brightness()}
