@@ -30,7 +30,7 @@ from wm_gym.world_model.reading import ReadingTrainingConfig, fit_reader
 class WorldModelTrainingConfig(LearningConfig):
     """How a world model is trained; the defaults are for the preset `nano-object`."""
 
-    steps: int = 12_000
+    steps: int = 6_000
     lengths: tuple[tuple[float, int], ...] = (
         (0.06, 4),
         (0.15, 8),
