@@ -19,14 +19,14 @@ def film(t: int, colour: int, size: int = 8) -> np.ndarray:
 
 def test_a_strip_shows_real_above_imagined_at_its_steps():
     strip = film_strip("title", film(20, 0), film(20, 1))
-    # Steps 1, 8 and 16; 16 times as large; two labels of 14 pixels, and a line of 16 between.
-    assert strip.shape == (14 + 14 + 128 + 16 + 128, 3 * 128, 3) and strip.dtype == np.uint8
+    # Steps 1, 8 and 16; 16 times as large; two labels of 20 pixels, and a line of 16 between.
+    assert strip.shape == (20 + 20 + 128 + 16 + 128, 3 * 128, 3) and strip.dtype == np.uint8
     for column, step in enumerate((1, 8, 16)):
-        part = strip[28:, 128 * column : 128 * (column + 1)]
+        part = strip[40:, 128 * column : 128 * (column + 1)]
         assert (part[:128] == (step, 0, 0)).all()
         assert (part[128:144] == 0).all()
         assert (part[144:] == (0, step, 0)).all()
-    assert strip[:14].any() and strip[14:28, 256:].any()  # written there
+    assert strip[:20].any() and strip[20:40, 256:].any()  # written there
 
 
 @pytest.mark.parametrize(("t", "columns"), [(1, 1), (63, 6), (64, 7), (80, 7)])

@@ -181,6 +181,7 @@ def test_what_lies_beside_the_audit_is_shown(folder):
     add_everything(folder)
     page = Reader(render(folder))
     assert "12 held-out episodes" in page.text and "Without drift: no positions." in page.text
+    assert "Drift is" not in page.text
     assert [attrs["src"][:15] for tag, attrs in page.tags if tag == "img"] == ["data:image/png;"]
     shown = page.text.partition("Agreement between the worlds")[2]
     assert "pearson 0.9134 ranks: spearman 0.8" in shown
@@ -190,6 +191,17 @@ def test_what_lies_beside_the_audit_is_shown(folder):
     assert "trained on the held-out families: weak grip, oscillation." in shown
     drawings = sum(tag == "svg" for tag, _ in page.tags)
     assert drawings == 3 + 2 + 1  # by step, fidelity, agreement
+
+
+def test_the_drift_of_held_out_episodes_is_told_where_it_was_measured(folder):
+    add_everything(folder)
+    content = json.loads((folder / "fidelity.json").read_text())
+    pictures = {name: {"q50": [1.0, 2.0, 3.0]} for name in ("imagined", "real")}
+    drift = {"by_step": {"gripper": pictures, "object": pictures}}
+    add(folder, "fidelity.json", content | {"drift": drift})
+    page = Reader(render(folder))
+    assert "Drift is the distance from where the simulator had things" in page.text
+    assert sum(tag == "svg" for tag, _ in page.tags) == 3 + 3 + 1
 
 
 def test_what_lies_in_other_folders_is_shown_too(folder, tmp_path):
@@ -202,7 +214,7 @@ def test_what_lies_in_other_folders_is_shown_too(folder, tmp_path):
 
 def test_what_went_wrong_is_counted_by_policy_and_told_beside_the_video(folder):
     text = Reader(render(folder)).text
-    assert "gripper drift where the imagined object is lifted, the hands are apart 1 0" in text
+    assert "is lifted, real and imagined gripper are apart 1 0" in text
     assert text.count("What went wrong: gripper drift.") == 1
 
 
@@ -215,6 +227,7 @@ def test_drift_and_the_usable_horizon_are_shown_where_they_were_measured(folder)
     page = Reader(render(folder))
     told = "Usable horizon 1 control steps, then gripper and object pass the limit"
     assert told in page.text and "gripper 10.0 mm, object 15.0 mm" in page.text
+    assert "up to 8 steps early or late agrees" in page.text
     assert sum(tag == "svg" for tag, _ in page.tags) == 3 + 1
     add(folder, "audit.json", content | found | {"usable_horizon_ends_by": ["object"]})
     assert "then object passes the limit" in Reader(render(folder)).text

@@ -33,15 +33,15 @@ def test_border_is_green_or_red_and_leaves_the_inside():
 
 def test_label_adds_a_strip_with_writing():
     labelled = label(flat(99, size=40), "real")
-    assert labelled.shape == (2, 54, 40, 3)
-    assert labelled[:, :14].max() > 200 and (labelled[:, 14:] == 99).all()
+    assert labelled.shape == (2, 60, 40, 3)
+    assert labelled[:, :20].max() > 200 and (labelled[:, 20:] == 99).all()
 
 
 def test_side_by_side_waits_for_the_longer_one():
     real = np.concatenate([flat(10, 1), flat(20, 1)])
     both = side_by_side(real, flat(30, t=4), success=(True, False))
-    assert both.shape == (4, 32 + 14, 64, 3)
-    middle = both[:, 30, [16, 48], 0]
+    assert both.shape == (4, 32 + 20, 64, 3)
+    middle = both[:, 36, [16, 48], 0]
     assert middle.tolist() == [[10, 30], [20, 30], [20, 30], [20, 30]]
     assert both[0, -1, [0, 63]].tolist() == [[46, 160, 67], [207, 34, 46]]
 

@@ -196,7 +196,7 @@ def test_a_film_shows_the_real_replay_beside_what_was_imagined(world):
     world.grip = 0.5
     audit(settings(episodes=5))
     frames = world.films[3][1]  # of start 3: level 103 + k, and imagined 103 + 2k
-    assert frames.shape == (65, 14 + 256, 2 * 256, 3) and frames.dtype == np.uint8
+    assert frames.shape == (65, 20 + 256, 2 * 256, 3) and frames.dtype == np.uint8
     assert frames[0, 142, [128, 384], 0].tolist() == [103, 103]
     assert frames[-1, 142, [128, 384], 0].tolist() == [103 + 64, 103 + 128]
     assert frames[0, -1, [0, -1]].tolist() == [list(RED), list(GREEN)]

@@ -317,7 +317,7 @@ def test_the_command_writes_its_three_files(loaded, tmp_path, monkeypatch, capsy
         "fidelity.png",
         "strip.png",
     ]
-    assert Image.open(out / "strip.png").size == (2 * 128, 3 * (14 + 14 + 2 * 128 + 16))
+    assert Image.open(out / "strip.png").size == (2 * 128, 3 * (20 + 20 + 2 * 128 + 16))
     assert Image.open(out / "fidelity.png").width == 1656  # with its panel of drift
     printed = capsys.readouterr().out
     assert [line.split()[0] for line in printed.splitlines()[2:4]] == ["1", "8"]

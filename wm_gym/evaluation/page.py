@@ -17,6 +17,7 @@ from wm_gym.evaluation.audit import (
     AGREEMENT,
     DRIFT,
     EXAMPLES,
+    LATE,
     Pair,
     examples,
     kind,
@@ -88,6 +89,7 @@ def render(folder: str | Path, *beside: str | Path) -> str:
         drift_chart=audit["drift"] and _drift(audit["drift"]),
         drift_limits=DRIFT,
         agreement_limit=AGREEMENT,
+        late=LATE,
         fidelity=_fidelity(find(folders, "fidelity.json")),
         agreement=_agreement(find(folders, "agreement.json")),
         counterfactuals=_counterfactuals(find(folders, "counterfactuals.json")),
@@ -155,7 +157,7 @@ def _by_step(audit: Mapping[str, Any], figure: str, title: str) -> Markup:
 
 def _drift(away: Mapping[str, Any]) -> Markup:
     told = "Drift of gripper and object by control step, and the probe's own error"
-    return Markup(svg(partial(draw_drift, away=away), "drift", told, (4.6, 3.0)))
+    return Markup(svg(partial(draw_drift, away=away), "drift", told, (3.8, 2.9)))
 
 
 def _films(folder: Path, names: Sequence[str]) -> dict[str, list[tuple[str, Pair, str]]]:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 KINDS = {
-    "vanished_or_doubled": "the object fills less than a fifth, or more than twice, of its area",
-    "moved_by_itself": "the imagined object moves before the imagined hand comes near",
-    "gripper_drift": "where the imagined object is lifted, the hands are apart",
+    "vanished_or_doubled": "the imagined object shrinks to a fifth of its area, or doubles",
+    "moved_by_itself": "the imagined object moves before the imagined gripper comes near",
+    "gripper_drift": "when the imagined object is lifted, real and imagined gripper are apart",
     "late": "the real object is in the air at the end, but not high enough",
     "slipped": "the real object was in the air, and fell",
     "never_grasped": "the real object never left the table",

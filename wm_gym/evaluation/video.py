@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw
 from wm_gym.files import replacing
 
 GREEN, RED = (46, 160, 67), (207, 34, 46)
-_STRIP = 14
-"""Height of a label; pixels."""
+_STRIP, _LETTERS = 20, 16
+"""Height of a label and of its letters, pixels; pages show videos smaller than they are."""
 
 
 def tile(frames: np.ndarray, columns: int | None = None) -> np.ndarray:
@@ -41,9 +41,9 @@ def border(frames: np.ndarray, success: bool, width: int = 2) -> np.ndarray:
 
 
 def label(frames: np.ndarray, text: str) -> np.ndarray:
-    """Put a strip with `text` above a video: (T, H, W, 3) -> (T, H + 14, W, 3)."""
+    """Put a strip with `text` above a video: (T, H, W, 3) -> (T, H + 20, W, 3)."""
     strip = Image.new("RGB", (frames.shape[2], _STRIP))
-    ImageDraw.Draw(strip).text((2, 1), text, fill="white")
+    ImageDraw.Draw(strip).text((4, 0), text, fill="white", font_size=_LETTERS)
     repeated = np.broadcast_to(np.asarray(strip), (len(frames), *np.asarray(strip).shape))
     return np.concatenate([repeated, frames], axis=1)
 
