@@ -2,7 +2,7 @@
 
 python benchmarks/ablations.py --data runs/lift/data/*.hdf5 --path docs/results/ablations.json
 
-Time is the processor's, so that other work on the machine takes nothing from a variant.
+Time is the processor's, so that other work on the machine takes little from a variant.
 """
 
 from __future__ import annotations
@@ -138,7 +138,6 @@ def convolution(
     settings = replace(config.convolution, seed=config.seed, held_out=HELD_OUT)
     if variant.exact:
         settings = replace(settings, body_noise=0.0, motion=replace(settings.motion, noise=0.0))
-
     if not variant.copies:
         settings = replace(settings, motion=replace(settings.motion, copies=0))
 
@@ -223,7 +222,7 @@ def pace(run: Run, name: str, pilot: int, train: Callable[[Run, int], Any]) -> f
     def seconds(steps: int) -> float:
         with TemporaryDirectory() as folder:
             began = time.process_time()
-            train(Run(folder, steps), steps)
+            train(Run(folder), steps)
             return time.process_time() - began
 
     def measure() -> dict[str, float]:

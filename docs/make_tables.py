@@ -67,18 +67,23 @@ def speed(content: Mapping[str, Any]) -> str:
     Those that another command made say how, and have a table of their own.
     """
     told = []
-    for made, group in groupby(content["rows"], lambda row: row.get("made", content)):
-        rows = list(group)
+    for made, rows in _by_command(content):
         head = [key for key in rows[0] if key != "made" and not key.endswith("_ms")]
         told += [_columns(rows, head), f"{_made(made)} {_machine(made)}"]
     return "\n\n".join(told)
 
 
 def parts(content: Mapping[str, Any]) -> str:
-    """speed.json: milliseconds of a step by part; and by how far into an episode it begins."""
-    rows = [row for row in content["rows"] if "made" not in row]
+    """speed.json: milliseconds of a step by part; and by how far into an episode it begins.
+
+    Of the newest command that measured the task's own world.
+    """
+    whole = [(made, rows) for made, rows in _by_command(content) if "step_seconds" in made]
+    if not whole:
+        return MISSING
+    made, rows = whole[0]
     head = ["num_envs", "chunk", *(key for key in rows[0] if key.endswith("_ms"))]
-    clocks = ", ".join(f"{1000 * s:.0f} ms at {at}" for at, s in content["step_seconds"].items())
+    clocks = ", ".join(f"{1000 * s:.0f} ms at {at}" for at, s in made["step_seconds"].items())
     return f"{_columns(rows, head)}\n\nA step of 16 rows, by the episode's clock: {clocks}."
 
 
@@ -230,6 +235,14 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def _by_command(
+    content: Mapping[str, Any],
+) -> list[tuple[Mapping[str, Any], list[Mapping[str, Any]]]]:
+    """The rows of speed.json by how they were made: those of the file itself come first."""
+    groups = groupby(content["rows"], lambda row: row.get("made", content))
+    return [(made, list(rows)) for made, rows in groups]
+
+
 def _columns(rows: Sequence[Mapping[str, Any]], head: Sequence[str]) -> str:
     names = [key.replace("_", " ") for key in head]
     return _table(names, [[_cell(row[key]) for key in head] for row in rows])
@@ -254,7 +267,7 @@ def _minutes(seconds: float) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return str(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _made(content: Mapping[str, Any]) -> str:

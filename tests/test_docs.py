@@ -136,6 +136,17 @@ def test_speed_rows_of_another_machine_say_how_they_were_made(tables, tmp_path):
     assert page.index("| 2 | 8 | 9 |\n\nMade by `speed.py --there`") < page.index("H200; 2")
 
 
+def test_parts_are_those_of_the_command_that_timed_steps_by_the_clock(tables, tmp_path):
+    made = {**ORIGIN, "step_seconds": {"8": 0.2}}
+    rows = [{"num_envs": 2048, "chunk": 8, "draw_ms": 1.0}]
+    rows += [{"made": made, "num_envs": 1024, "chunk": 8, "draw_ms": 3.0}]
+    (tmp_path / "speed.json").write_text(json.dumps({**ORIGIN, "rows": rows}))
+    page = tables.fill("<!-- parts:begin --><!-- parts:end -->", tmp_path)
+    assert "| 1,024 | 8 | 3 |\n" in page and "2,048" not in page and "200 ms at 8." in page
+    (tmp_path / "speed.json").write_text(json.dumps({**ORIGIN, "rows": rows[:1]}))
+    assert "Not measured yet" in tables.fill("<!-- parts:begin --><!-- parts:end -->", tmp_path)
+
+
 def test_overhead_is_in_milliseconds_and_percent(tables, tmp_path):
     row = {"num_envs": 64, "chunk": 8, "model_seconds": 0.3, "env_seconds": 0.309, "overhead": 0.03}
     content = {

@@ -7,6 +7,7 @@ and 0.05 in probability; start s is a picture of 100 + s.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -507,6 +508,18 @@ def test_a_real_model_is_played_and_watched_as_it_would_be_by_hand():
         uncertainty += apart.sum(1)
         np.testing.assert_allclose(info["uncertainty"], uncertainty, rtol=1e-4)
         assert apart.min() > 0
+
+
+def test_a_compiled_real_model_plays_the_same(monkeypatch):
+    """Without the compiler's back end: what is traced, in whole graphs."""
+    compiled = partial(torch.nn.Module.compile, backend="eager", fullgraph=True)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda part: compiled(part))
+    shown = []
+    for compile in (False, True):
+        env = imagined(2, **random_models(noise=0.5), chunk=2, compile=compile)
+        start_at(env, 2, 0)
+        shown.append(env.step(random_actions(2, 2, 7))[0]["image"])
+    assert np.array_equal(*shown) and shown[0].std() > 10
 
 
 def test_a_real_model_plays_chunks_of_any_length_alike():

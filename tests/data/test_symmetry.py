@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wm_gym.data.symmetry import KEYS, WIDEST, mirrored, symmetric, turned
+from wm_gym.data.symmetry import KEYS, WIDEST, check_symmetric, mirrored, symmetric, turned
+from wm_gym.world_model.presets import PRESETS
 
 
 def measured() -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -85,3 +86,20 @@ def test_an_episode_is_not_changed_and_may_know_of_no_object():
     assert set(found) == set(KEYS)
     del low_dim["object"]
     assert set(mirrored(low_dim, actions, 0.0)[0]) == set(KEYS) - {"object"}
+
+
+@pytest.mark.parametrize("name", ["robot0_eef_quat", "object", "object[7:10]", "object[:8]"])
+def test_what_copies_would_not_hold_is_refused(name):
+    check_symmetric(PRESETS["nano-object"].body)
+    with pytest.raises(ValueError, match="do not hold .*motion.copies 0"):
+        check_symmetric(("robot0_eef_pos", name))
+
+
+def test_an_episode_of_no_panda_is_refused():
+    low_dim, actions = measured()
+    less = {key: rows[:, :6] if "joint" in key else rows for key, rows in low_dim.items()}
+    with pytest.raises(ValueError, match=r"episode with joints \[6\]"):
+        mirrored(less, actions, 0.0)
+    del low_dim["robot0_joint_vel"]
+    with pytest.raises(ValueError, match="episode with no robot0_joint_vel"):
+        turned(low_dim, actions, (0.0, 0.0), 0.1)

@@ -14,8 +14,8 @@ pytestmark = pytest.mark.sim
 BASE = (-0.56, 0.0)
 
 
-def place(sim, low_dim: dict[str, np.ndarray]) -> None:
-    """Put robot and cube at rest as measured, and make that the posture the arm is drawn to."""
+def place(sim, low_dim: dict[str, np.ndarray], posture: np.ndarray | None = None) -> None:
+    """Put robot and cube at rest as measured; the arm is drawn to `posture`, or to that."""
     sim.sample_start(seed=0)
     parts = sim._parts()
     qpos, controller = parts[0], sim.robot.controller
@@ -24,7 +24,7 @@ def place(sim, low_dim: dict[str, np.ndarray]) -> None:
     qpos[:7] = np.arctan2(low_dim["robot0_joint_pos_sin"], low_dim["robot0_joint_pos_cos"])
     qpos[7:9] = low_dim["robot0_gripper_qpos"]
     qpos[9:16] = low_dim["object"][[0, 1, 2, 6, 3, 4, 5]]  # MuJoCo's quaternions begin with w
-    controller.initial_joint[:] = qpos[:7]
+    controller.initial_joint[:] = qpos[:7] if posture is None else posture
     sim.set_state(sim.get_state())
     controller.goal_ori[:] = controller.ee_ori_mat
 
@@ -75,3 +75,21 @@ def test_the_simulator_agrees(way):
     assert np.abs(found["robot0_joint_pos_sin"] - expected["robot0_joint_pos_sin"]).max() < 5e-3
     gap = np.abs(found["robot0_gripper_qpos"] - expected["robot0_gripper_qpos"])
     assert gap.max() < 2e-3
+    turn, expected_turn = found["object"][:, 3:7], expected["object"][:, 3:7]
+    assert np.abs(turn - expected_turn).max() < 5e-4 and np.ptp(expected_turn, axis=0)[1] > 0.01
+
+
+def test_a_copy_turned_without_the_posture_goes_astray_by_millimetres():
+    from wm_gym.real.simulation import Simulation
+
+    with closing(Simulation(get_task("Lift"))) as sim:
+        sim.sample_start(seed=5)
+        place(sim, sim.low_dim())
+        state, posture = sim.get_state(), sim.robot.controller.initial_joint.copy()
+        actions = reach_and_grasp(sim)[:10]
+        sim.set_state(state)
+        expected, taken = turned(play(sim, actions), actions, BASE, 0.1)
+        place(sim, {key: rows[0] for key, rows in expected.items()}, posture)
+        found = play(sim, taken)["robot0_eef_pos"]
+    off = np.linalg.norm(found - expected["robot0_eef_pos"], axis=1)
+    assert off[1] < 1e-4 and 1e-3 < off[10] < 4e-3

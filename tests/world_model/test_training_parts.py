@@ -14,7 +14,7 @@ from wm_gym.world_model import training
 from wm_gym.world_model.learning import clips, schedule, since_best, split
 from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.motion import MotionTrainingConfig
-from wm_gym.world_model.presets import PRESETS
+from wm_gym.world_model.presets import PRESETS, WorldModelConfig
 from wm_gym.world_model.training import (
     WorldModelTrainingConfig,
     frame_loss,
@@ -228,3 +228,17 @@ def test_motion_is_learnt_from_symmetric_copies_where_the_robot_is_known(monkeyp
     assert weights == [1.0] * each + [3.0] * each
     assert len({float(b[0, 0]) for b in bodies}) == 2 * each  # each lies elsewhere
     np.testing.assert_array_equal(bodies[0][:, 0], episodes[0].low_dim["robot0_eef_pos"][:, 0])
+
+
+@pytest.mark.parametrize("copies", [0, 1])
+def test_copies_are_refused_where_the_body_has_what_they_lack(monkeypatch, copies):
+    monkeypatch.setattr(training, "fit_motion", lambda *args: None)
+    frames, actions = np.zeros((4, 64, 64, 3), np.uint8), np.ones((3, 7), np.float32)
+    low_dim = {"robot0_eef_quat": np.ones((4, 4), np.float32)}
+    episode = Episode(frames, actions, np.zeros(3, bool), low_dim=low_dim)
+    model = WorldModel(WorldModelConfig(body=("robot0_eef_quat",), body_size=4, base=(0.0, 0.0)))
+    config = WorldModelTrainingConfig(motion=MotionTrainingConfig(copies=copies))
+    if not copies:
+        return learn_motion(model, [episode], config)
+    with pytest.raises(ValueError, match="do not hold 'robot0_eef_quat'"):
+        learn_motion(model, [episode], config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -416,6 +417,21 @@ def test_what_is_heavy_is_compiled_where_that_is_wanted(monkeypatch, model, comp
     models = {"world_model": model, "success": Brightness()}
     ImaginedVectorEnv("Lift", 1, starts=fake_pool(image_size=16), compile=compile, **models)
     assert compiled == ([*model.layers, model.autoencoder.decoder] if compile else [])
+
+
+def test_a_compiled_world_is_the_same(monkeypatch):
+    """Without the compiler's back end: what is traced, in whole graphs."""
+    compiled = partial(nn.Module.compile, backend="eager", fullgraph=True)
+    monkeypatch.setattr(nn.Module, "compile", lambda part: compiled(part))
+    shown = []
+    for compile in (False, True):
+        models = {"world_model": randomise(VideoTransformer(TINY)), "success": Brightness()}
+        starts = fake_pool(image_size=16)
+        env = ImaginedVectorEnv("Lift", 2, chunk=3, starts=starts, compile=compile, **models)
+        env.action_space.seed(0)
+        env.reset(seed=0)
+        shown.append(env.step(env.action_space.sample())[0]["image"])
+    assert np.array_equal(*shown) and shown[0].std() > 10
 
 
 @pytest.mark.parametrize("chunk", [3, 8])

@@ -62,6 +62,12 @@ DERIVED: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyType(
 """What may be made of some recorded numbers (t, q), (t, p)."""
 
 
+def key_and_columns(name: str) -> tuple[str, slice]:
+    """Where the numbers that a name asks for are recorded: "faces:object[3:7]" in object, 3:7."""
+    _, key, part = _parts(name)
+    return key, _columns(part)
+
+
 def _parts(name: str) -> tuple[str, str, str]:
     """What is made of it, key, and slice of a name: "faces", "object" and "3:7]"."""
     key, _, part = name.partition("[")

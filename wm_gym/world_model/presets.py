@@ -52,7 +52,7 @@ class WorldModelConfig:
     """Where what says how objects are turned stands."""
     base: tuple[float, ...] = ()
     """Where a Panda stands, x and y in metres, which makes its world symmetric (see
-    `wm_gym.data.symmetry`); empty for other robots."""
+    `wm_gym.data.symmetry`); empty for other robots, and where anything is fixed on the table."""
     members: int = 3
     """Networks that move the body by their mean; where they are apart, the model is uncertain."""
     draw: tuple[int, int, int] = (64, 48, 24)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wm_gym.data.episodes import Episode
 from wm_gym.data.measurements import measured, measurements
-from wm_gym.data.symmetry import symmetric
+from wm_gym.data.symmetry import check_symmetric, symmetric
 from wm_gym.data.windows import Windows
 from wm_gym.evaluation.fidelity import changed, replay_report, steps_to_judge
 from wm_gym.runs import Run
@@ -131,14 +131,18 @@ def learn_motion(
 ) -> None:
     """Fit how measurements move by themselves; it takes a few minutes, and no picture."""
     names, base, rng = model.config.body, model.config.base, np.random.default_rng(config.seed)
+    copies = config.motion.copies if base else 0
+    if copies:
+        check_symmetric(names)
     mean, std = model.body_mean.cpu(), model.body_std.cpu()
     bodies, actions, weights = [], [], []
     for episode in episodes:
         told = [(episode.low_dim, episode.actions)]
-        if base:
-            told += [symmetric(*told[0], base, rng) for _ in range(config.motion.copies)]
+        told += [symmetric(*told[0], base, rng) for _ in range(copies)]
         for low_dim, taken in told:
-            body = measurements(low_dim, names, len(episode) + 1, "An episode")
+            body = measurements(
+                low_dim, names, len(episode) + 1, f"An episode of {episode.source!r}"
+            )
             bodies.append((torch.from_numpy(body) - mean) / std)
             actions.append(taken)
             weights.append(config.weights.get(episode.source, 1.0))
