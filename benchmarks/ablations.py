@@ -57,8 +57,8 @@ class Variant:
     """Without noise on what training plays on from."""
     successes: bool = False
     """From episodes that succeed alone."""
-    copies: bool = True
-    """Motion also from mirrored and turned copies of the episodes."""
+    mirrored: bool = True
+    """Motion also from the episodes in a mirror."""
 
 
 VARIANTS = {
@@ -66,7 +66,7 @@ VARIANTS = {
     "convolution, without failures": Variant(CONVOLUTION, successes=True),
     "convolution, without noise": Variant(replace(CONVOLUTION, noise=0.0), exact=True),
     "convolution, one network of motion": Variant(replace(CONVOLUTION, members=1)),
-    "convolution, without symmetric copies": Variant(CONVOLUTION, copies=False),
+    "convolution, without mirrored episodes": Variant(CONVOLUTION, mirrored=False),
     "convolution, not told of the object": Variant(PRESETS["nano"]),
     "transformer": Variant(TRANSFORMER),
     "transformer, without failures": Variant(TRANSFORMER, successes=True),
@@ -138,8 +138,8 @@ def convolution(
     settings = replace(config.convolution, seed=config.seed, held_out=HELD_OUT)
     if variant.exact:
         settings = replace(settings, body_noise=0.0, motion=replace(settings.motion, noise=0.0))
-    if not variant.copies:
-        settings = replace(settings, motion=replace(settings.motion, copies=0))
+    if not variant.mirrored:
+        settings = replace(settings, motion=replace(settings.motion, mirrored=False))
 
     def train(stage: Run, steps: int, motion: int) -> WorldModel:
         torch.manual_seed(config.seed)

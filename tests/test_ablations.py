@@ -72,7 +72,7 @@ def seen(monkeypatch, tmp_path) -> list[tuple]:
     monkeypatch.setattr(ablations, "HELD_OUT", 0.3)
     variants = {
         "convolution": Variant(SMALL),
-        "convolution, exact": Variant(SMALL, exact=True, successes=True, copies=False),
+        "convolution, exact": Variant(SMALL, exact=True, successes=True, mirrored=False),
         "transformer": Variant(VIDEO),
         "transformer, without anchor": Variant(replace(VIDEO, anchor=False)),
     }
@@ -119,7 +119,7 @@ def test_variants_differ_in_what_they_say_they_do(seen):
     assert {e.succeeded for e in successes} == {True}
     assert (noisy.body_noise, noisy.motion.noise) == (0.01, 0.001)
     assert (exact.body_noise, exact.motion.noise) == (0.0, 0.0)
-    assert (noisy.motion.copies, exact.motion.copies) == (7, 0)
+    assert (noisy.motion.mirrored, exact.motion.mirrored) == (True, False)
     assert not video.anchor and len(all_again) == len(everything) == 24 - 7
 
 

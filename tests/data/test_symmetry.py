@@ -1,11 +1,11 @@
-"""Symmetric copies, by hand; tests/real has the simulator's word on them."""
+"""Episodes in a mirror, by hand; tests/real has the simulator's word on them."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from wm_gym.data.symmetry import KEYS, WIDEST, check_symmetric, mirrored, symmetric, turned
+from wm_gym.data.symmetry import KEYS, check_mirrored, mirrored
 from wm_gym.world_model.presets import PRESETS
 
 
@@ -32,16 +32,6 @@ def angles(low_dim: dict[str, np.ndarray]) -> list[float]:
     return np.arctan2(sin, cos).tolist()
 
 
-def test_a_quarter_turn_about_the_base_by_hand():
-    found, actions = turned(*measured(), (-0.5, 0.1), np.pi / 2)
-    assert found["robot0_eef_pos"][0].tolist() == pytest.approx([-0.5, 0.7, 1.0])
-    # From (0, 0.2) beside the base to (-0.2, 0); from 90 to 180 degrees about z.
-    place_and_quaternion = [-0.7, 0.1, 0.8, 0, 0, 1, 0]
-    assert found["object"][0].tolist() == pytest.approx(place_and_quaternion, abs=1e-6)
-    assert angles(found) == pytest.approx([np.pi / 2, 0.2, 0.3, -2, 0.4, 3, 0.5])
-    assert actions[0].tolist() == pytest.approx([-0.2, 0.1, 0.3, -0.5, 0.4, 0.6, 1])
-
-
 def test_a_mirror_by_hand():
     found, actions = mirrored(*measured(), 0.1)
     assert found["robot0_eef_pos"][0].tolist() == pytest.approx([0.1, 0.1, 1.0])
@@ -54,34 +44,20 @@ def test_a_mirror_by_hand():
     assert actions[0].tolist() == pytest.approx([0.1, -0.2, 0.3, -0.4, 0.5, -0.6, 1])
 
 
-@pytest.mark.parametrize("way", ["turned", "mirrored"])
-def test_there_and_back(way):
+def test_there_and_back():
     low_dim, actions = measured()
-    if way == "turned":
-        there = turned(low_dim, actions, (-0.5, 0.1), 0.3)
-        back, played = turned(*there, (-0.5, 0.1), -0.3)
-    else:
-        back, played = mirrored(*mirrored(low_dim, actions, 0.1), 0.1)
+    back, played = mirrored(*mirrored(low_dim, actions, 0.1), 0.1)
     np.testing.assert_allclose(played, actions, atol=1e-6)
     for key in KEYS:
         wanted = low_dim[key][:, :7]  # the last number of `object` is of the task
         np.testing.assert_allclose(back[key], wanted, atol=1e-6, err_msg=key)
 
 
-def test_copies_are_both_mirrored_and_not_and_turned_within_bounds():
-    low_dim, actions = measured()
-    rng = np.random.default_rng(0)
-    copies = [symmetric(low_dim, actions, (-0.5, 0.1), rng) for _ in range(40)]
-    assert {found["robot0_joint_vel"][0, 0] for found, _ in copies} == {1, -1}
-    firsts = np.array([angles(found)[0] for found, _ in copies])
-    assert 0.9 * WIDEST < np.abs(firsts).max() <= WIDEST + 1e-6
-    assert {played.dtype for _, played in copies} == {np.dtype(np.float32)}
-
-
 def test_an_episode_is_not_changed_and_may_know_of_no_object():
     low_dim, actions = measured()
     before = {key: rows.copy() for key, rows in low_dim.items()}
-    found, _ = symmetric(low_dim, actions, (-0.5, 0.1), np.random.default_rng(1))
+    found, played = mirrored(low_dim, actions, 0.1)
+    assert played.dtype == np.float32 and {rows.dtype for rows in found.values()} == {played.dtype}
     assert all(np.array_equal(low_dim[key], rows) for key, rows in before.items())
     assert set(found) == set(KEYS)
     del low_dim["object"]
@@ -89,10 +65,10 @@ def test_an_episode_is_not_changed_and_may_know_of_no_object():
 
 
 @pytest.mark.parametrize("name", ["robot0_eef_quat", "object", "object[7:10]", "object[:8]"])
-def test_what_copies_would_not_hold_is_refused(name):
-    check_symmetric(PRESETS["nano-object"].body)
-    with pytest.raises(ValueError, match="do not hold .*motion.copies 0"):
-        check_symmetric(("robot0_eef_pos", name))
+def test_what_a_mirror_does_not_show_is_refused(name):
+    check_mirrored(PRESETS["nano-object"].body)
+    with pytest.raises(ValueError, match="do not hold .*motion.no-mirrored"):
+        check_mirrored(("robot0_eef_pos", name))
 
 
 def test_an_episode_of_no_panda_is_refused():
@@ -102,4 +78,4 @@ def test_an_episode_of_no_panda_is_refused():
         mirrored(less, actions, 0.0)
     del low_dim["robot0_joint_vel"]
     with pytest.raises(ValueError, match="episode with no robot0_joint_vel"):
-        turned(low_dim, actions, (0.0, 0.0), 0.1)
+        mirrored(low_dim, actions, 0.0)

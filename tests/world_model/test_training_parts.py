@@ -199,8 +199,8 @@ def test_the_rate_may_do_without_a_warm_up():
 # Motion.
 
 
-@pytest.mark.parametrize(("base", "copies"), [((-0.56, 0.0), 3), ((), 0)])
-def test_motion_is_learnt_from_symmetric_copies_where_the_robot_is_known(monkeypatch, base, copies):
+@pytest.mark.parametrize(("mirror", "wanted"), [(0.0, True), (0.0, False), (None, True)])
+def test_motion_is_learnt_in_a_mirror_too_where_there_is_one(monkeypatch, mirror, wanted):
     given = {}
     monkeypatch.setattr(training, "fit_motion", lambda *args: given.update(args=args))
     rng = np.random.default_rng(0)
@@ -216,29 +216,30 @@ def test_motion_is_learnt_from_symmetric_copies_where_the_robot_is_known(monkeyp
         frames, actions = np.zeros((t + 1, 64, 64, 3), np.uint8), np.ones((t, 7), np.float32)
         success = np.zeros(t, bool)
         episodes.append(Episode(frames, actions, success, source=source, low_dim=low_dim))
-    model = WorldModel(replace(PRESETS["nano-object"], base=base))
+    model = WorldModel(replace(PRESETS["nano-object"], mirror=mirror))
     config = WorldModelTrainingConfig(
-        weights={"rollouts": 3.0}, motion=MotionTrainingConfig(copies=3)
+        weights={"rollouts": 3.0}, motion=MotionTrainingConfig(mirrored=wanted)
     )
     learn_motion(model, episodes, config)
     _, bodies, actions, *_, weights = given["args"]
-    each = 1 + copies
+    each = 2 if wanted and mirror is not None else 1
     assert [len(a) for a in actions] == [3] * each + [5] * each
     assert [tuple(b.shape) for b in bodies] == [(4, 40)] * each + [(6, 40)] * each
     assert weights == [1.0] * each + [3.0] * each
-    assert len({float(b[0, 0]) for b in bodies}) == 2 * each  # each lies elsewhere
-    np.testing.assert_array_equal(bodies[0][:, 0], episodes[0].low_dim["robot0_eef_pos"][:, 0])
+    place = episodes[0].low_dim["robot0_eef_pos"]
+    np.testing.assert_array_equal(bodies[0][:, :3], place)
+    np.testing.assert_array_equal(bodies[each - 1][:, :3], place * ([1, -1, 1] if each > 1 else 1))
 
 
-@pytest.mark.parametrize("copies", [0, 1])
-def test_copies_are_refused_where_the_body_has_what_they_lack(monkeypatch, copies):
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_mirror_is_refused_where_it_does_not_show_the_body(monkeypatch, wanted):
     monkeypatch.setattr(training, "fit_motion", lambda *args: None)
     frames, actions = np.zeros((4, 64, 64, 3), np.uint8), np.ones((3, 7), np.float32)
     low_dim = {"robot0_eef_quat": np.ones((4, 4), np.float32)}
     episode = Episode(frames, actions, np.zeros(3, bool), low_dim=low_dim)
-    model = WorldModel(WorldModelConfig(body=("robot0_eef_quat",), body_size=4, base=(0.0, 0.0)))
-    config = WorldModelTrainingConfig(motion=MotionTrainingConfig(copies=copies))
-    if not copies:
+    model = WorldModel(WorldModelConfig(body=("robot0_eef_quat",), body_size=4, mirror=0.0))
+    config = WorldModelTrainingConfig(motion=MotionTrainingConfig(mirrored=wanted))
+    if not wanted:
         return learn_motion(model, [episode], config)
     with pytest.raises(ValueError, match="do not hold 'robot0_eef_quat'"):
         learn_motion(model, [episode], config)

@@ -33,10 +33,10 @@ FAR = 1.5  # times NEAR: objects that are further away are all the same
 class MotionTrainingConfig:
     """How the motion of measurements is learnt."""
 
-    steps: int = 16_000
-    copies: int = 7
-    """Of every episode, as it would have gone elsewhere on the table or in a mirror, for robots
-    whose world model says where their base stands."""
+    steps: int = 12_000
+    mirrored: bool = True
+    """Whether every episode also counts as it would have gone in a mirror, for robots whose world
+    model says where that stands."""
     single: float = 0.6
     """Share of the training that plays single control steps, as many a batch as clips have later:
     drawn apart, they teach more than one after another, and take a third of the time."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-TABLE = (-0.56, 0.0)  # where a robot stands at robosuite's table; metres
+MIDDLE = 0.0  # of robosuite's table, where a robot stands; metres
 CELL = 8  # pixels along an edge of a cell of the grid
 BODY = {
     "robot0_eef_pos": 3,
@@ -50,9 +50,9 @@ class WorldModelConfig:
     """Where the places of objects stand: x, y and z of each, in metres."""
     turns: tuple[int, ...] = ()
     """Where what says how objects are turned stands."""
-    base: tuple[float, ...] = ()
-    """Where a Panda stands, x and y in metres, which makes its world symmetric (see
-    `wm_gym.data.symmetry`); empty for other robots, and where anything is fixed on the table."""
+    mirror: float | None = None
+    """Where a Panda stands, y in metres: it and its table are alike on both sides of that (see
+    `wm_gym.data.symmetry`); None for other robots."""
     members: int = 3
     """Networks that move the body by their mean; where they are apart, the model is uncertain."""
     draw: tuple[int, int, int] = (64, 48, 24)
@@ -80,7 +80,7 @@ class WorldModelConfig:
 
 PRESETS = {
     "nano": WorldModelConfig(
-        robot=tuple(BODY), hand=(0, 1, 2), fingers=(24, 25), speeds=(26, 27), base=TABLE
+        robot=tuple(BODY), hand=(0, 1, 2), fingers=(24, 25), speeds=(26, 27), mirror=MIDDLE
     ),
     # For recordings that say where the object is, as simulators' do: it is read from the pictures
     # and moved like the robot, and how a hand meets an object is learnt from far fewer episodes.
@@ -97,6 +97,6 @@ PRESETS = {
         objects=(28, 29, 30),
         turns=tuple(range(31, 40)),
         draw=(128, 64, 32),  # with matrix instructions in bfloat16 a sixth slower than (64, 48, 24)
-        base=TABLE,
+        mirror=MIDDLE,
     ),
 }

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from wm_gym.data.episodes import Episode
 from wm_gym.data.measurements import measured, measurements
-from wm_gym.data.symmetry import check_symmetric, symmetric
+from wm_gym.data.symmetry import check_mirrored, mirrored
 from wm_gym.data.windows import Windows
 from wm_gym.evaluation.fidelity import changed, replay_report, steps_to_judge
 from wm_gym.runs import Run
@@ -130,19 +129,17 @@ def learn_motion(
     model: WorldModel, episodes: Sequence[Episode], config: WorldModelTrainingConfig
 ) -> None:
     """Fit how measurements move by themselves; it takes a few minutes, and no picture."""
-    names, base, rng = model.config.body, model.config.base, np.random.default_rng(config.seed)
-    copies = config.motion.copies if base else 0
-    if copies:
-        check_symmetric(names)
+    names, mirror = model.config.body, model.config.mirror if config.motion.mirrored else None
+    if mirror is not None:
+        check_mirrored(names)
     mean, std = model.body_mean.cpu(), model.body_std.cpu()
     bodies, actions, weights = [], [], []
     for episode in episodes:
         told = [(episode.low_dim, episode.actions)]
-        told += [symmetric(*told[0], base, rng) for _ in range(copies)]
+        told += [] if mirror is None else [mirrored(*told[0], mirror)]
         for low_dim, taken in told:
-            body = measurements(
-                low_dim, names, len(episode) + 1, f"An episode of {episode.source!r}"
-            )
+            whose = f"An episode of {episode.source!r}"
+            body = measurements(low_dim, names, len(episode) + 1, whose)
             bodies.append((torch.from_numpy(body) - mean) / std)
             actions.append(taken)
             weights.append(config.weights.get(episode.source, 1.0))
