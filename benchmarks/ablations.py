@@ -227,7 +227,12 @@ def pace(run: Run, name: str, pilot: int, train: Callable[[Run, int], Any]) -> f
 
     def measure() -> dict[str, float]:
         short, long = seconds(pilot), seconds(3 * pilot)
-        return {"pace": 2 * pilot / max(long - short, 1e-6)}
+        if long <= short:
+            raise RuntimeError(
+                f"{3 * pilot} steps of {name!r} took {long:.1f} s of processor time and {pilot} "
+                f"took {short:.1f} s: too few to tell their pace; try a larger --pilot."
+            )
+        return {"pace": 2 * pilot / (long - short)}
 
     return run.once(f"{name}-pace", measure)["pace"]
 

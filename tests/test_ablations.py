@@ -82,11 +82,18 @@ def seen(monkeypatch, tmp_path) -> list[tuple]:
 
         def spied(model, fit, *rest, train=train, **options):
             given = next(r for r in rest if hasattr(r, "steps"))
-            if given.steps not in (QUICK.pilot, 3 * QUICK.pilot):
+            if given.steps != QUICK.pilot:
                 trainings.append((model.config, fit, given))
             return train(model, fit, *rest, **options)
 
         monkeypatch.setattr(ablations, name, spied)
+
+    def tried_once(run, name, pilot, train):
+        return run.once(
+            f"{name}-pace", lambda: train(run.stage(f"{name}-pace"), QUICK.pilot) and {}
+        )
+
+    monkeypatch.setattr(ablations, "pace", tried_once)
     monkeypatch.setattr(ablations, "fitting", lambda seconds, pace: 4)
     return trainings
 
@@ -138,3 +145,9 @@ def test_pace_counts_what_a_step_costs_and_not_what_a_training_does_besides(monk
     run = Run(tmp_path / "run")
     assert pace(run, "named", 12, train) == 4
     assert pace(run, "named", 12, None) == 4  # it is known by now
+
+
+def test_trials_that_tell_no_pace_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(ablations.time, "process_time", lambda: 5.0)
+    with pytest.raises(RuntimeError, match="36 steps of 'named' took 0.0 s .* larger --pilot"):
+        pace(Run(tmp_path / "run"), "named", 12, lambda stage, steps: None)
