@@ -27,7 +27,7 @@ SIZES: dict[str, WorldModelConfig | VideoTransformerConfig] = {
         layers_per_block=1,
         latent_channels=16,  # 4 lose what is a few pixels wide in pictures this small
         scaling_factor=1.0,
-        sampling_steps=1,  # the actions all but decide what is seen next: see docs/results.md
+        sampling_steps=1,  # clean frames are predicted: a second call costs a third of the speed
     ),
     "paper": VideoTransformerConfig(),  # 256 px, WMPO 4.1
 }
