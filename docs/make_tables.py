@@ -184,6 +184,22 @@ def audit(content: Mapping[str, Any]) -> str:
     return f"{told}\n\n{_made(content)} {_machine(content)}"
 
 
+def overoptimization(content: Mapping[str, Any]) -> str:
+    """lift_overoptimization.json: success in both worlds after longer and longer practice."""
+    lines = [
+        (
+            str(row["iteration"]),
+            *(_rate(row[key]) for key in ("imagined", "real")),
+            _points(row["bias"]),
+        )
+        for row in content["rows"]
+    ]
+    told = _table(("iterations", "imagined", "real", "imagined less real"), lines)
+    parts = content["parts_at"]
+    verdict = "The worlds do not part." if parts is None else f"The worlds part at {parts}."
+    return f"{told}\n\n{verdict} {_made(content)} {_machine(content)}"
+
+
 # Section between <!-- NAME:begin --> and <!-- NAME:end -->: the file it shows, and how.
 SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "results": ("lift_wmpo.json", results),
@@ -194,6 +210,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "overhead": ("env_overhead.json", overhead),
     "fidelity": ("lift_fidelity.json", fidelity),
     "audit": ("lift_audit.json", audit),
+    "overoptimization": ("lift_overoptimization.json", overoptimization),
 }
 
 

@@ -147,6 +147,18 @@ def test_parts_are_those_of_the_command_that_timed_steps_by_the_clock(tables, tm
     assert "Not measured yet" in tables.fill("<!-- parts:begin --><!-- parts:end -->", tmp_path)
 
 
+@pytest.mark.parametrize(("parts_at", "verdict"), [(None, "do not part"), (20, "part at 20")])
+def test_overoptimization_shows_both_worlds_by_iteration(tables, tmp_path, parts_at, verdict):
+    rate = {"n": 4, "successes": 2, "rate": 0.5, "low": 0.15, "high": 0.85}
+    bias = {"points": -1.5, "low": -4.0, "high": 1.0}
+    row = {"iteration": 20, "imagined": rate, "real": {**rate, "rate": 0.75}, "bias": bias}
+    content = {**ORIGIN, "rows": [row], "parts_at": parts_at}
+    (tmp_path / "lift_overoptimization.json").write_text(json.dumps(content))
+    page = tables.fill("<!-- overoptimization:begin --><!-- overoptimization:end -->", tmp_path)
+    assert "| 20 | 50.0 % [15.0, 85.0] (n = 4) | 75.0 % [15.0, 85.0] (n = 4) | -1.5 points" in page
+    assert f"The worlds {verdict}. Made by" in page
+
+
 def test_overhead_is_in_milliseconds_and_percent(tables, tmp_path):
     row = {"num_envs": 64, "chunk": 8, "model_seconds": 0.3, "env_seconds": 0.309, "overhead": 0.03}
     content = {
