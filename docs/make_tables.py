@@ -184,6 +184,27 @@ def audit(content: Mapping[str, Any]) -> str:
     return f"{told}\n\n{_made(content)} {_machine(content)}"
 
 
+def agreement(content: Mapping[str, Any]) -> str:
+    """lift_agreement.json: every policy in both worlds, and how alike these rank them."""
+    lines = [
+        (
+            row["policy"],
+            f"{row['noise']:g}",
+            *(_rate(row[key]) for key in ("imagined", "real")),
+            _points(row["bias"]),
+        )
+        for row in content["policies"]
+    ]
+    found = content["agreement"]
+    low, high = (found["pearson_fisher"][end] for end in ("low", "high"))
+    told = _table(("policy", "noise", "imagined", "real", "imagined less real"), lines)
+    figures = (
+        f"Pearson's r {found['pearson']:.3f} [{low:.3f}, {high:.3f}], Spearman's rho "
+        f"{found['spearman']:.3f}, MMRV {found['mmrv']:.3f}."
+    )
+    return f"{told}\n\n{figures} {_made(content)} {_machine(content)}"
+
+
 def overoptimization(content: Mapping[str, Any]) -> str:
     """lift_overoptimization.json: success in both worlds after longer and longer practice."""
     lines = [
@@ -210,6 +231,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "overhead": ("env_overhead.json", overhead),
     "fidelity": ("lift_fidelity.json", fidelity),
     "audit": ("lift_audit.json", audit),
+    "agreement": ("lift_agreement.json", agreement),
     "overoptimization": ("lift_overoptimization.json", overoptimization),
 }
 

@@ -159,6 +159,18 @@ def test_overoptimization_shows_both_worlds_by_iteration(tables, tmp_path, parts
     assert f"The worlds {verdict}. Made by" in page
 
 
+def test_agreement_shows_every_policy_and_how_they_rank(tables, tmp_path):
+    rate = {"n": 4, "successes": 2, "rate": 0.5, "low": 0.15, "high": 0.85}
+    bias = {"points": -1.5, "low": -4.0, "high": 1.0}
+    row = {"policy": "shy", "noise": 0.2, "imagined": rate, "real": rate, "bias": bias}
+    found = {"pearson": 0.9, "pearson_fisher": {"low": 0.7, "high": 0.95}, "spearman": 0.8}
+    content = {**ORIGIN, "policies": [row], "agreement": {**found, "mmrv": 0.0125}}
+    (tmp_path / "lift_agreement.json").write_text(json.dumps(content))
+    page = tables.fill("<!-- agreement:begin --><!-- agreement:end -->", tmp_path)
+    assert "| shy | 0.2 | 50.0 % [15.0, 85.0] (n = 4) | 50.0 %" in page and "-1.5 points" in page
+    assert "r 0.900 [0.700, 0.950], Spearman's rho 0.800, MMRV 0.013. Made by" in page
+
+
 def test_overhead_is_in_milliseconds_and_percent(tables, tmp_path):
     row = {"num_envs": 64, "chunk": 8, "model_seconds": 0.3, "env_seconds": 0.309, "overhead": 0.03}
     content = {
