@@ -333,6 +333,7 @@ def trained(small, squares, tmp_path_factory) -> tuple[WorldModel, dict[str, flo
         validate_every=160,
         held_out=0.17,
         motion=MotionTrainingConfig(steps=150, batch_size=32),
+        reading=ReadingTrainingConfig(steps=600),
     )
     model = small(0)
     return model, train_world_model(model, squares, config, Run(tmp_path_factory.mktemp("run")))
