@@ -133,6 +133,10 @@ class FakeWorldModel(nn.Module):
         padded = torch.cat([latents[:, :1].expand(-1, missing, -1, -1, -1), latents], 1)
         return FakeMemory(latents[:, 0], padded[:, -4:])
 
+    def heavy(self) -> list[nn.Module]:
+        """Nothing is worth compiling."""
+        return []
+
     def imagine(
         self, memory: FakeMemory, actions: Tensor, noise: Tensor
     ) -> tuple[FakeMemory, Tensor, Tensor]:

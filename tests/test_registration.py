@@ -77,6 +77,7 @@ OWN = {
     "imagined": {
         "device": "cpu",
         "dtype": "bfloat16",
+        "compile": True,
         "deterministic": True,
         "max_uncertainty": 2.5,
     },
