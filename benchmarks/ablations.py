@@ -2,7 +2,7 @@
 
 python benchmarks/ablations.py --data runs/lift/data/*.hdf5 --path docs/results/ablations.json
 
-Time is the processor's, so that other work on the machine takes little from a variant.
+Time is the processor's, so that other work on the machine takes less from a variant.
 """
 
 from __future__ import annotations

@@ -187,13 +187,7 @@ def audit(content: Mapping[str, Any]) -> str:
 def agreement(content: Mapping[str, Any]) -> str:
     """lift_agreement.json: every policy in both worlds, and how alike these rank them."""
     lines = [
-        (
-            row["policy"],
-            f"{row['noise']:g}",
-            *(_rate(row[key]) for key in ("imagined", "real")),
-            _points(row["bias"]),
-        )
-        for row in content["policies"]
+        (row["policy"], f"{row['noise']:g}", *_both_worlds(row)) for row in content["policies"]
     ]
     found = content["agreement"]
     low, high = (found["pearson_fisher"][end] for end in ("low", "high"))
@@ -207,14 +201,7 @@ def agreement(content: Mapping[str, Any]) -> str:
 
 def overoptimization(content: Mapping[str, Any]) -> str:
     """lift_overoptimization.json: success in both worlds after longer and longer practice."""
-    lines = [
-        (
-            str(row["iteration"]),
-            *(_rate(row[key]) for key in ("imagined", "real")),
-            _points(row["bias"]),
-        )
-        for row in content["rows"]
-    ]
+    lines = [(str(row["iteration"]), *_both_worlds(row)) for row in content["rows"]]
     told = _table(("iterations", "imagined", "real", "imagined less real"), lines)
     parts = content["parts_at"]
     verdict = "The worlds do not part." if parts is None else f"The worlds part at {parts}."
@@ -293,6 +280,10 @@ def _rate(rate: Mapping[str, Any]) -> str:
 
 def _points(difference: Mapping[str, Any]) -> str:
     return str(Difference(*(difference[field] for field in Difference._fields)))
+
+
+def _both_worlds(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return _rate(row["imagined"]), _rate(row["real"]), _points(row["bias"])
 
 
 def _percent(rate: Mapping[str, Any]) -> str:

@@ -33,9 +33,8 @@ class ImaginedVectorEnv(WorldVectorEnv):
     module, used as it is. Named ones are loaded once a process and shared. `dtype="bfloat16"` runs
     them under autocast. `compile`: by torch.compile, which takes the first steps a minute and pays
     for large models on a GPU; whoever shares the world model has it compiled, too, and may see
-    other bits.
-    `deterministic`: four rows a call and one thread, so that a row's pictures are the same bits in
-    any batch, at the price of speed. Everything else is WorldVectorEnv's.
+    other bits. `deterministic`: four rows a call and one thread, so that a row's pictures are the
+    same bits in any batch, at the price of speed. Everything else is WorldVectorEnv's.
 
     info's `uncertainty` is how far apart the world model's members are about each of the episode's
     steps, added up; the first step with more than `max_uncertainty` is an episode's last, and no

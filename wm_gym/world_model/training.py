@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wm_gym.data.episodes import Episode
-from wm_gym.data.measurements import measured, measurements
+from wm_gym.data.measurements import measured
 from wm_gym.data.symmetry import check_mirrored, mirrored
 from wm_gym.data.windows import Windows
 from wm_gym.evaluation.fidelity import changed, replay_report, steps_to_judge
@@ -132,18 +132,18 @@ def learn_motion(
     names, mirror = model.config.body, model.config.mirror if config.motion.mirrored else None
     if mirror is not None:
         check_mirrored(names)
+        episodes = [each for e in episodes for each in (e, in_mirror(e, mirror))]
     mean, std = model.body_mean.cpu(), model.body_std.cpu()
-    bodies, actions, weights = [], [], []
-    for episode in episodes:
-        told = [(episode.low_dim, episode.actions)]
-        told += [] if mirror is None else [mirrored(*told[0], mirror)]
-        for low_dim, taken in told:
-            whose = f"An episode of {episode.source!r}"
-            body = measurements(low_dim, names, len(episode) + 1, whose)
-            bodies.append((torch.from_numpy(body) - mean) / std)
-            actions.append(taken)
-            weights.append(config.weights.get(episode.source, 1.0))
+    bodies = [(torch.from_numpy(measured(e, names)) - mean) / std for e in episodes]
+    actions = [e.actions for e in episodes]
+    weights = [config.weights.get(e.source, 1.0) for e in episodes]
     fit_motion(model.transition.motion, bodies, actions, config.motion, config.seed, weights)
+
+
+def in_mirror(episode: Episode, y: float) -> Episode:
+    """Show what an episode measured in the mirror at `y`; its pictures stay as they are."""
+    low_dim, actions = mirrored(episode.low_dim, episode.actions, y)
+    return replace(episode, low_dim=low_dim, actions=actions)
 
 
 def learn_reading(model: WorldModel, windows: Windows, config: WorldModelTrainingConfig) -> None:
