@@ -217,7 +217,8 @@ def main(config: SpeedConfig) -> None:
         device, shape = env.unwrapped.device, env.unwrapped.world_model.config
     cost = costs(shape)  # what does not change it may differ from the preset's
     preset = next((name for name, size in SIZES.items() if costs(size) == cost), "its own")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    machine = provenance([0])["machine"]
+    name = machine["gpu"] or f"{machine['cores']} cores of {machine['cpu']}"
     rate = matrix_rate(device, config.seconds)
     print(f"{name}: {rate / 1e9:,.0f} GFLOP/s in products of bfloat16 matrices")
     rows = []

@@ -46,7 +46,7 @@ class AgreeConfig(AuditConfig):
     noise: tuple[float, ...] = ()
     """Every policy plays under each of these: the standard deviation of Gaussian noise on its
     actions, which are in [-1, 1]. None means 0, and more where that makes less than 10 policies."""
-    episodes: int = 100
+    episodes: int = 128
     """Episodes of each policy in each world, from the first starts of the split."""
     seed: int = 0
     """Of the noise in the imagined world and of that on the actions."""

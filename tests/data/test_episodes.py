@@ -52,6 +52,21 @@ def test_episode_comes_back_as_it_went(recorded, make_episode):
     assert not second.succeeded and second.first_success is None
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "name"),
+    [
+        ({"robots": "Panda"}, "Panda"),
+        ({"robots": ["Sawyer"]}, "Sawyer"),
+        ({"robots": ["Panda", "IIWA"]}, "Panda, IIWA"),
+        ({}, ""),
+    ],
+)
+def test_an_episode_says_which_robot_moved(tmp_path, make_episode, kwargs, name):
+    with EpisodeWriter(tmp_path / "a.hdf5", {"env_kwargs": kwargs}) as writer:
+        writer.append(make_episode(0, t=2))
+    assert load(tmp_path / "a.hdf5")[0].robot == name
+
+
 def test_low_dim_observations_come_back_as_they_went(tmp_path, make_episode):
     hand = np.arange(9, dtype=np.float32).reshape(3, 3)
     with EpisodeWriter(tmp_path / "a.hdf5", {}) as writer:

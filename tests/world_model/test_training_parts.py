@@ -243,3 +243,10 @@ def test_a_mirror_is_refused_where_it_does_not_show_the_body(monkeypatch, wanted
         return learn_motion(model, [episode], config)
     with pytest.raises(ValueError, match="do not hold 'robot0_eef_quat'"):
         learn_motion(model, [episode], config)
+
+
+def test_another_robot_is_refused_a_mirror():
+    frames, actions = np.zeros((4, 64, 64, 3), np.uint8), np.ones((3, 7), np.float32)
+    episode = Episode(frames, actions, np.zeros(3, bool), robot="Kinova3")  # seven joints, too
+    with pytest.raises(ValueError, match="known of a Panda, got episodes of Kinova3"):
+        training.in_mirror(episode, 0.0)

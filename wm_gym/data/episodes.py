@@ -42,6 +42,8 @@ class Episode:
     """The simulator's model (MJCF XML), for exact replay."""
     low_dim: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Observations that are no pictures, by robomimic's keys, (t + 1, d) float32 each."""
+    robot: str = ""
+    """Who moved, by robosuite's name ("Panda"; "Panda, Sawyer" for two); "" where nobody says."""
 
     def __post_init__(self) -> None:
         """Check dtypes and lengths."""
@@ -187,6 +189,12 @@ class EpisodeFile:
         """Who acted in episode i; "demonstrations" in files that do not say."""
         return str(self._demo(i).attrs.get("wm_source", "demonstrations"))
 
+    @property
+    def robot(self) -> str:
+        """Which robot, or robots, the file is of, by its `env_args`; "" where they do not say."""
+        told = self.env_args.get("env_kwargs", {}).get("robots", "")
+        return told if isinstance(told, str) else ", ".join(told)
+
     def episode(self, i: int) -> Episode:
         """Episode i in full."""
         demo, t = self._demo(i), self.lengths[i]
@@ -202,6 +210,7 @@ class EpisodeFile:
             seed=int(demo.attrs.get("wm_seed", -1)),
             model_file=demo.attrs.get("model_file"),
             low_dim=self.low_dim(i),
+            robot=self.robot,
         )
 
     def episodes(self) -> Iterator[Episode]:

@@ -46,6 +46,15 @@ def check_mirrored(names: Sequence[str]) -> None:
             )
 
 
+def check_robot(name: str) -> None:
+    """Raise ValueError where a robot is known to be another; "": nobody knows."""
+    if name not in ("", "Panda"):
+        raise ValueError(
+            f"Which joints turn round in a mirror is known of a Panda, got episodes of {name}. "
+            "Learn without a mirror: --world-model.motion.no-mirrored."
+        )
+
+
 def mirrored(
     low_dim: Mapping[str, np.ndarray], actions: np.ndarray, y: float
 ) -> tuple[Measured, np.ndarray]:
