@@ -50,7 +50,7 @@ class MotionTrainingConfig:
     half of it, for biases."""
     weight_decay: float = 1e-2
     grad_clip: float = 1.0
-    noise: float = 0.001
+    noise: float = 0.01
     """On the measurements that a clip begins with, in their standard deviations."""
 
 
