@@ -23,7 +23,7 @@ MISSING = "*Not measured yet.*"
 
 
 def results(content: Mapping[str, Any]) -> str:
-    """lift_wmpo.json in short: every run, the pooled gain, the controls, what it cost."""
+    """A file of `wm-gym publish`: every run, the pooled gain, the controls, what it cost."""
     runs = [
         (
             f"replicate {run['replicate']}, seed {run['seed']}",
@@ -55,7 +55,7 @@ def results(content: Mapping[str, Any]) -> str:
 
 
 def stages(content: Mapping[str, Any]) -> str:
-    """How long each stage of lift_wmpo.json took, and how to do it again."""
+    """How long each stage of such a file took, and how to do it again."""
     rows = [(name, _minutes(seconds)) for name, seconds in content["wall_seconds"].items()]
     rows.append(("**all**", _minutes(sum(content["wall_seconds"].values()))))
     return f"{_table(('stage', 'wall time'), rows)}\n\n{_made(content)} {_machine(content)}"
@@ -151,10 +151,17 @@ def fidelity(content: Mapping[str, Any]) -> str:
     if own:
         errors = " and ".join(f"{value:.1f} mm ({thing})" for thing, value in own.items())
         note += f" The network that reads positions is itself off by {errors} on real pictures."
+    aside = content.get("aside")
+    if aside:
+        note += f" robosuite itself, the object begun {aside['mm']:g} mm aside: {_by_step(aside)}."
     if long := content["long"]:
-        values = ", ".join(f"{value:.1f} at {step}" for step, value in long["psnr"].items())
-        note += f" In {long['episodes']} episodes that go on for far longer, dB: {values}."
+        note += f" In {long['episodes']} episodes that go on for far longer: {_by_step(long)}"
+        note += f"; robosuite itself: {_by_step(long['aside'])}." if long.get("aside") else "."
     return "\n\n".join([*told, note, f"{_made(content)} {_machine(content)}"])
+
+
+def _by_step(found: Mapping[str, Any]) -> str:
+    return ", ".join(f"{value:.1f} dB at {step}" for step, value in found["psnr"].items())
 
 
 def audit(content: Mapping[str, Any]) -> str:
@@ -210,8 +217,9 @@ def overoptimization(content: Mapping[str, Any]) -> str:
 
 # Section between <!-- NAME:begin --> and <!-- NAME:end -->: the file it shows, and how.
 SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
-    "results": ("lift_wmpo.json", results),
-    "stages": ("lift_wmpo.json", stages),
+    "results": ("lift_bundled.json", results),
+    "stages": ("lift_bundled.json", stages),
+    "replicates": ("lift_wmpo.json", results),
     "speed": ("speed.json", speed),
     "parts": ("speed.json", parts),
     "ablations": ("ablations.json", ablations),

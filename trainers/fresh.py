@@ -19,10 +19,11 @@ from wm_gym.data.collection import record_expert
 from wm_gym.data.episodes import Episode, load
 from wm_gym.real.expert import PLAY
 from wm_gym.real.pool import SimulationPool
-from wm_gym.starts import load_starts
+from wm_gym.starts import StartPool, load_starts
 from wm_gym.tasks import get_task
 
 ROWS = 32  # episodes side by side
+CHUNK = 8  # control steps a call, where robosuite repeats what was recorded
 
 
 def play_policy(
@@ -82,3 +83,35 @@ def play_expert(
             pool=pool,
         )
     return load([path])
+
+
+def play_aside(
+    task: str,
+    episodes: Sequence[Episode],
+    steps: int,
+    aside: float,
+    seed: int,
+    workers: int | None,
+) -> np.ndarray:
+    """Play n episodes from validation starts once more, their object begun `aside` metres aside.
+
+    The same actions; each object has a direction of its own. Returns the pictures after each of
+    `steps` control steps, uint8 (n, steps, H, W, 3).
+    """
+    pool, rows = load_starts(task, "validation"), [e.start for e in episodes]
+    at, n, decisions = get_task(task).object_at, len(episodes), -(-steps // CHUNK)
+    angle = np.random.default_rng(seed).uniform(0, 2 * np.pi, n)
+    states = pool.states[rows]
+    states[:, at : at + 2] += aside * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    starts = StartPool(pool.frames[rows], states, pool.task, pool.split)
+    actions = np.zeros((decisions * CHUNK, n, episodes[0].actions.shape[1]), np.float32)
+    actions[:steps] = np.stack([e.actions[:steps] for e in episodes], axis=1)
+    chunks = actions.reshape(decisions, CHUNK, n, -1).swapaxes(1, 2)
+    options = {"starts": starts, "chunk": CHUNK, "horizon": steps, "workers": workers}
+    options |= {"return_frames": True, "ignore_terminations": True}
+    with (
+        closing(make_env(task, "real", n, **options)) as env,
+        tqdm(total=decisions, desc="aside", unit="decision") as bar,
+    ):
+        played = play(env, np.arange(n), seed, lambda decision, _: chunks[decision], bar)
+    return played.frames[:, 1:]

@@ -37,6 +37,9 @@ class Task:
     """OSC_POSE deltas (6) and the gripper (1), all in [-1, 1]."""
     placement: float = 0.0
     """Objects start within this distance of the table's centre on either axis; metres."""
+    object_at: int = 10
+    """Where in a simulator state the object's x stands, y after it: behind the time, a Panda's 7
+    joints and its 2 fingers."""
 
 
 TASKS = {

@@ -214,9 +214,11 @@ def test_long_episodes_are_played_once_and_judged_by_step(loaded, tmp_path, monk
     monkeypatch.setattr(fresh, "SimulationPool", lambda task, workers: nullcontext())
     paths = record(tmp_path)
     out = tmp_path / "out"
-    config = FidelityConfig(paths, out=out, steps=8, held_out=0.5, probe=QUICK, long=2)
-    fidelity(config)
-    long = json.loads((out / "fidelity.json").read_text())["long"]
+    settings = {"steps": 8, "held_out": 0.5, "probe": QUICK, "long": 2, "aside": None}
+    fidelity(FidelityConfig(paths, out=out, **settings))
+    report = json.loads((out / "fidelity.json").read_text())
+    long = report["long"]
+    assert report["aside"] is None and long["aside"] is None
     assert played == [(2, 16, "validation", 0)]
     assert long["episodes"] == 2 and set(long["psnr"]) == {"1", "8", "16"}
     assert min(long["psnr"].values()) > 45  # the fake is right to a rounding
@@ -234,8 +236,13 @@ def test_without_files_a_policy_and_the_expert_play_new_episodes(loaded, tmp_pat
         asked.append((path.name, split, list(starts), steps, seed))
         return [episode(i, steps, source) for i in starts]
 
+    def again(task, episodes, steps, metres, seed, workers):
+        asked.append((metres, [e.start for e in episodes], steps, seed))
+        return np.stack([e.frames[1 : steps + 1] for e in episodes]) ^ 1  # off by one level
+
     monkeypatch.setattr(module, "play_policy", policy)
     monkeypatch.setattr(module, "play_expert", expert)
+    monkeypatch.setattr(module, "play_aside", again)
     monkeypatch.setattr(module.TokenVLA, "from_pretrained", lambda name, device: name)
     monkeypatch.setattr(module, "PROBED", (3, 9))
     fidelity(FidelityConfig(out=tmp_path, steps=8, fresh=2, policy="mine", seed=5, probe=QUICK))
@@ -243,9 +250,12 @@ def test_without_files_a_policy_and_the_expert_play_new_episodes(loaded, tmp_pat
         ("policy", "mine", [0, 1], 8, 5),
         ("expert.hdf5", "validation", [2, 3], 8, 5),  # other starts than the policy's
         ("probe.hdf5", "train", [0, 1, 2], 9, 5),
+        (0.0008, [0, 1, 2, 3], 8, 5),
     ]
     report = json.loads((tmp_path / "fidelity.json").read_text())
     assert report["files"] == [] and report["drift"]["training_episodes"] == 3
+    off = pytest.approx(20 * np.log10(255), abs=0.01)
+    assert report["aside"] == {"mm": 0.8, "psnr": {"1": off, "8": off}}
     assert report["counts"]["judged_sources"] == {"policy": 2, "expert": 2}
     assert [row["start"] for row in report["rows"]] == [0, 1, 2, 3]
 
@@ -283,6 +293,7 @@ def test_the_table_by_hand():
     [
         ({"steps": 0}, "steps must be an integer at least 1, got 0"),
         ({"long": -1}, "long must be an integer at least 1, got -1"),
+        ({"aside": -1}, "aside must be a number above 0, or None, got -1"),
         ({"probe": ProbeConfig(steps=0)}, "probe.steps must be an integer at least 1, got 0"),
         ({"steps": 40}, "2 episodes of at least 40 steps, got 0 of 6; pass more"),
         ({"held_out": 1.0}, "fraction must lie between 0 and 1; got 1.0"),

@@ -10,7 +10,7 @@ import pytest
 from tests.fakes import ScriptedEnv
 from tests.trainers.two_worlds import Pusher
 from trainers import fresh as module
-from trainers.fresh import play_expert, play_policy
+from trainers.fresh import play_aside, play_expert, play_policy
 from wm_gym.data import EpisodeWriter
 from wm_gym.data.episodes import Episode
 from wm_gym.real.expert import PLAY
@@ -62,3 +62,17 @@ def test_the_expert_that_errs_is_recorded_and_kept(monkeypatch, tmp_path):
     assert facts == ["Lift", "train", [7]] and (source, seed, workers) == ("long", 5, 2)
     assert expert.length == 40 and expert.clumsy == PLAY.clumsy > 0
     assert [(e.source, e.start, len(e)) for e in found] == [("long", 7, 2)] and path.exists()
+
+
+@pytest.mark.sim
+def test_what_is_repeated_in_place_is_the_same_and_aside_it_is_not():
+    episodes = play_policy("Lift", Pusher(2.0, chunk=4), [3, 1], 10, seed=0, workers=1)
+    recorded = np.stack([e.frames[1:] for e in episodes]).astype(int)
+    repeated, aside = (
+        play_aside("Lift", episodes, 10, metres, seed=0, workers=1) for metres in (0.0, 0.02)
+    )
+    np.testing.assert_array_equal(repeated, recorded)
+    assert aside.shape == recorded.shape and aside.dtype == np.uint8
+    differ = (abs(aside - recorded).max(-1) > 30).mean((2, 3))  # share of the pixels, (n, t)
+    # Half of a cube that is 10 pixels wide, where it was and where it is now.
+    assert differ.min() > 0.005 and differ.max() < 0.06
