@@ -64,7 +64,7 @@ class GRPOConfig:
     grad_clip: float = 1.0
     dtype: str = "bfloat16"
     """Autocast of the policy, in play and in the update; "float32" turns it off."""
-    eval_every: int = 5
+    eval_every: int = 20
     """Iterations between greedy evaluations on the validation starts; 0 turns them off."""
     eval_episodes: int = 64
     checkpoint_every: int = 1
