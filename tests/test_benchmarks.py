@@ -15,6 +15,7 @@ from benchmarks.env_overhead import OverheadConfig, bare_call, frozen, main, ove
 from tests.fakes import FakeSuccess, FakeWorldModel, fake_pool
 from wm_gym.imagined import EXACT_ROWS, ImaginedVectorEnv
 from wm_gym.world_model.presets import PRESETS
+from wm_gym.world_model.transformer import VideoTransformerConfig
 
 
 @pytest.fixture
@@ -132,12 +133,19 @@ def test_rows_of_other_machines_and_presets_stay_in_the_file(tmp_path):
     assert rows[1]["made"]["command"] == "GPU"
 
 
-def test_a_preset_is_measured_without_having_learnt_anything():
-    options = world_model_speed.untrained("Lift", "nano-object")
-    shape = options["world_model"].config
-    assert shape == PRESETS["nano-object"]
+VIDEO = VideoTransformerConfig(
+    image_size=128, depth=1, width=16, heads=2, block_out_channels=(8, 8, 8), layers_per_block=1
+)
+
+
+@pytest.mark.parametrize("shape", [PRESETS["nano-object"], PRESETS["nano"], VIDEO])
+def test_a_preset_is_measured_without_having_learnt_anything(monkeypatch, shape):
+    world_model_speed.untrained.cache_clear()
+    monkeypatch.setitem(world_model_speed.SIZES, "this", shape)
+    options, size = world_model_speed.untrained("Lift", "this"), shape.image_size
+    assert options["world_model"].config == shape
     with closing(ImaginedVectorEnv("Lift", 2, chunk=3, **options)) as env:
         env.reset(seed=0)
-        assert env.step(np.zeros((2, 3, 7), np.float32))[0]["image"].shape == (2, 64, 64, 3)
+        assert env.step(np.zeros((2, 3, 7), np.float32))[0]["image"].shape == (2, size, size, 3)
     with pytest.raises(ValueError, match="preset must be one of"):
         world_model_speed.untrained("Lift", "huge")
