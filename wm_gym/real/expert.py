@@ -52,7 +52,7 @@ PLAY = ExpertConfig(
     blind=12,
     wander=0.4,
     carry=16,
-    length=320,
+    length=160,
 )
 
 
