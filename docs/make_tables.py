@@ -153,7 +153,8 @@ def fidelity(content: Mapping[str, Any]) -> str:
         note += f" The network that reads positions is itself off by {errors} on real pictures."
     aside = content.get("aside")
     if aside:
-        note += f" And robosuite itself, the object begun {aside['mm']:g} mm aside: {_by_step(aside)}."
+        begun = f"the object begun {aside['mm']:g} mm aside"
+        note += f" And robosuite itself, {begun}: {_by_step(aside)}."
     if long := content["long"]:
         note += f" In {long['episodes']} episodes that go on for far longer: {_by_step(long)}"
         note += f"; robosuite itself: {_by_step(long['aside'])}." if long.get("aside") else "."

@@ -59,6 +59,7 @@ def test_episode_comes_back_as_it_went(recorded, make_episode):
         ({"robots": ["Sawyer"]}, "Sawyer"),
         ({"robots": ["Panda", "IIWA"]}, "Panda, IIWA"),
         ({}, ""),
+        (None, ""),
     ],
 )
 def test_an_episode_says_which_robot_moved(tmp_path, make_episode, kwargs, name):

@@ -192,7 +192,7 @@ class EpisodeFile:
     @property
     def robot(self) -> str:
         """Which robot, or robots, the file is of, by its `env_args`; "" where they do not say."""
-        told = self.env_args.get("env_kwargs", {}).get("robots", "")
+        told = (self.env_args.get("env_kwargs") or {}).get("robots") or ""
         return told if isinstance(told, str) else ", ".join(told)
 
     def episode(self, i: int) -> Episode:
