@@ -151,8 +151,7 @@ def fidelity(content: Mapping[str, Any]) -> str:
     if own:
         errors = " and ".join(f"{value:.1f} mm ({thing})" for thing, value in own.items())
         note += f" The network that reads positions is itself off by {errors} on real pictures."
-    aside = content.get("aside")
-    if aside:
+    if aside := content.get("aside"):
         begun = f"the object begun {aside['mm']:g} mm aside"
         note += f" And robosuite itself, {begun}: {_by_step(aside)}."
     if long := content["long"]:

@@ -130,7 +130,7 @@ def fidelity(config: FidelityConfig) -> None:
         "episodes": len(judged),
         **summary(by_step, drift),
         "few_step_loss_db": few_step_loss(model, replays, judged),
-        "aside": None if config.episodes else aside(config, judged, config.steps),
+        "aside": None if config.episodes else aside(config, judged, replays.real[:, 1:]),
         "long": long,
         "counts": {
             "all": len(episodes),
@@ -235,26 +235,29 @@ def replay_long(model: WorldModel | VideoTransformer, config: FidelityConfig) ->
     """
     episodes = _expert(config, "long", "validation", range(config.long), LONG)
     replays = replay_episodes(model, episodes, LONG)
-    by_step = psnr(replays.imagined, replays.real[:, 1:]).mean(0)
+    real = replays.real[:, 1:]
     return {
         "episodes": config.long,
-        "psnr": _at_steps(by_step),
-        "aside": aside(config, episodes, LONG),
+        "psnr": _at_steps(psnr(replays.imagined, real).mean(0)),
+        "aside": aside(config, episodes, real),
     }
 
 
-def aside(config: FidelityConfig, episodes: Sequence[Episode], steps: int) -> dict[str, Any] | None:
+def aside(
+    config: FidelityConfig, episodes: Sequence[Episode], real: Tensor
+) -> dict[str, Any] | None:
     """Compare episodes with what robosuite makes of them, their object begun a little aside.
 
-    Mean dB by step: as near as a world model could come that errs by as much where an episode
-    begins, and is right ever after. None where nobody asks.
+    real: their pictures after each step, uint8 (n, t, H, W, 3). Returns mean dB by step: as near as
+    a world model could come that errs by as much where an episode begins, and is right ever after.
+    None where nobody asks.
     """
     if config.aside is None:
         return None
-    settings = config.task, episodes, steps, config.aside / 1000, config.seed, config.workers
-    played = torch.from_numpy(play_aside(*settings))
-    real = torch.from_numpy(np.stack([e.frames[1 : steps + 1] for e in episodes]))
-    return {"mm": config.aside, "psnr": _at_steps(psnr(played, real).mean(0))}
+    metres, steps = config.aside / 1000, real.shape[1]
+    played = play_aside(config.task, episodes, steps, metres, config.seed, config.workers)
+    decibels = psnr(torch.from_numpy(played), real)
+    return {"mm": config.aside, "psnr": _at_steps(decibels.mean(0))}
 
 
 def _at_steps(decibels: Tensor) -> dict[str, float]:
