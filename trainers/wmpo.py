@@ -207,10 +207,10 @@ def fit_success(config: WMPOConfig, run: Run, everything: list[Episode]) -> dict
     settings = replace(config.success, seed=config.seed)
     classifier, real, imagined = train_classifier(model, everything, shape, settings)
     classifier.save_pretrained(run.folder / "success", dtype=torch.float16)
-    judged = set_aside(everything, settings.held_out, settings.seed)[1]
+    judged = set_aside(everything, config.world_model.held_out, config.seed)[1]
     agreement = reconstruction_agreement(model, classifier, judged)
     print(
-        f"Success on held-out episodes, as recorded: F1 {real.f1:.2f}, false "
+        f"Success, cross-validated, on episodes as recorded: F1 {real.f1:.2f}, false "
         f"{real.false_success:.0%}; as imagined: F1 {imagined.f1:.2f}, false "
         f"{imagined.false_success:.0%}, at threshold {imagined.threshold} held for "
         f"{classifier.hold_k} steps. Of {agreement:.1%} of their pictures it says the same once "

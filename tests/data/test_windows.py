@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wm_gym.data import EpisodeWriter
-from wm_gym.data.windows import Windows, holdout_episodes
+from wm_gym.data.windows import Windows, deal, holdout_episodes
 
 
 def pixels(frames: torch.Tensor) -> list:
@@ -202,6 +202,26 @@ def test_holdout_of_a_source_does_not_depend_on_the_others():
 def test_holdout_of_single_episodes_is_refused():
     with pytest.raises(ValueError, match="none has two episodes"):
         holdout_episodes(["a", "b"], 0.5, seed=0)
+
+
+def test_folds_are_as_even_as_can_be_of_every_source():
+    sources = ["play"] * 7 + ["demonstrations"] * 3 + ["play"] * 2
+    fold = deal(sources, 4, seed=0)
+    assert fold.dtype == np.int64 and np.bincount(fold).tolist() == [3, 3, 3, 3]
+    named = [sorted(sources[i] for i in np.flatnonzero(fold == f)) for f in range(4)]
+    assert sorted(named) == [["demonstrations"] + ["play"] * 2] * 3 + [["play"] * 3]
+    assert np.array_equal(deal(sources, 4, seed=0), fold)
+    assert not np.array_equal(deal(sources, 4, seed=1), fold)
+
+
+def test_there_are_no_more_folds_than_episodes():
+    assert sorted(deal(["a", "b", "a"], 5, seed=0)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("n", "folds"), [(1, 5), (4, 1)])
+def test_one_fold_is_refused(n, folds):
+    with pytest.raises(ValueError, match=f"at least 2 folds and 2 episodes; got 1 of {n}"):
+        deal(["a"] * n, folds, seed=0)
 
 
 def test_latents_are_gathered_in_the_place_of_pictures(two):

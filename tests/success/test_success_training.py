@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.fakes import FakeWorldModel
 from wm_gym.data import Episode
-from wm_gym.data.windows import holdout_episodes
+from wm_gym.data.windows import deal
 from wm_gym.evaluation.fidelity import recorded_latents
 from wm_gym.success import training
 from wm_gym.success.calibration import Watched, calibrate, choose_rule
@@ -19,6 +19,7 @@ from wm_gym.success.classifier import SuccessConfig
 from wm_gym.success.training import (
     LatentWindows,
     SuccessTrainingConfig,
+    fit,
     frame_labels,
     imagined_latents,
     latents_of,
@@ -112,15 +113,23 @@ def test_windows_end_at_every_frame_and_are_padded_with_their_first():
 
 def test_half_of_what_is_drawn_are_successes_and_near_misses_come_more_often():
     config = SuccessTrainingConfig(near=3, near_miss_weight=4.0)
-    found = window_weights(windows_of("00000011", "0000"), config)
+    windows = windows_of("00000011", "0000")
+    found = window_weights(windows, config, torch.ones(12, dtype=torch.bool))
     # Frames 3, 4 and 5 of the first are near misses; 6 and 7 share the weight of all others.
     rest = [1, 1, 1, 4, 4, 4, 1, 1, 1, 1]
     assert found.tolist() == [*rest[:6], sum(rest) / 2, sum(rest) / 2, *rest[6:]]
 
 
 def test_the_start_of_the_next_episode_is_not_near_the_end_of_the_last():
-    config = SuccessTrainingConfig(near=2, near_miss_weight=4.0)
-    assert window_weights(windows_of("0000", "011"), config)[:5].tolist() == [1, 1, 1, 1, 4]
+    config, every = SuccessTrainingConfig(near=2, near_miss_weight=4.0), torch.ones(7).bool()
+    assert window_weights(windows_of("0000", "011"), config, every)[:5].tolist() == [1, 1, 1, 1, 4]
+
+
+def test_what_is_not_kept_is_never_drawn_and_does_not_count():
+    config = SuccessTrainingConfig(near=1, near_miss_weight=4.0)
+    windows = windows_of("0011", "00011", "000")
+    found = window_weights(windows, config, windows.episode != 0)
+    assert found.tolist() == [0, 0, 0, 0, 1, 1, 4, 4.5, 4.5, 1, 1, 1]
 
 
 def test_episodes_are_there_as_recorded_and_as_followed_from_their_first_picture():
@@ -154,20 +163,29 @@ def test_an_imagined_replay_goes_by_the_actions_alone_and_for_so_many_steps():
 
 
 def test_a_training_learns_from_the_episodes_as_recorded_and_as_followed(monkeypatch):
-    """One of two equal episodes of 16 steps is held out; the success comes at step 8."""
-    given = []
+    """Two equal episodes of 16 steps in two folds; the success comes at step 8."""
+    given, learnt = [], []
 
     class Noted(LatentWindows):
         def __init__(self, latents, labels, shape):
             given.extend(zip(latents, labels, strict=True))
             super().__init__(latents, labels, shape)
 
+    def noted(windows, kept, *args):
+        learnt.append([bool(kept[windows.episode == i].all()) for i in range(4)])
+        assert all(kept[windows.episode == i].unique().numel() == 1 for i in range(4))
+        return fit(windows, kept, *args)
+
     monkeypatch.setattr(training, "LatentWindows", Noted)
-    config = SuccessTrainingConfig(steps=1, batch_size=2, held_out=0.5, imagined=9)
+    monkeypatch.setattr(training, "fit", noted)
+    config = SuccessTrainingConfig(steps=1, batch_size=2, folds=2, imagined=9)
     train_classifier(Levels(), [episode(8), episode(8)], SHAPE, config)
-    assert [(len(latents), len(labels)) for latents, labels in given] == [(17, 17)] * 2
-    assert [int(labels.argmax()) for _, labels in given] == [8, 8]
-    assert [latents[1:, 34].unique().tolist() for latents, _ in given] == [[0], [1]]
+    assert [(len(latents), len(labels)) for latents, labels in given] == [(17, 17)] * 4
+    assert [int(labels.argmax()) for _, labels in given] == [8] * 4
+    assert [latents[1:, 34].unique().tolist() for latents, _ in given] == [[0], [0], [1], [1]]
+    # What judges an episode saw neither it nor what was imagined of it; what is kept saw all.
+    assert sorted(learnt[:2]) == [[False, True] * 2, [True, False] * 2]
+    assert learnt[2:] == [[True] * 4]
 
 
 def test_an_episode_is_imagined_with_the_same_noise_in_any_batch():
@@ -182,7 +200,7 @@ def test_an_episode_is_imagined_with_the_same_noise_in_any_batch():
 
 # Whole trainings.
 
-QUICK = SuccessTrainingConfig(steps=80, batch_size=32, learning_rate=1e-2, held_out=0.25)
+QUICK = SuccessTrainingConfig(steps=80, batch_size=32, learning_rate=1e-2, folds=4)
 
 
 EPISODES = [episode(first) for first in [5, 6, 8, 10, None, None, 12, None] * 2]
@@ -207,24 +225,32 @@ def test_it_learns_a_success_as_recorded_and_as_imagined(trained):
         assert probability[:8].max() < 0.5 < probability[11:].min()
 
 
-def test_the_rule_is_chosen_on_imagined_replays_of_the_episodes_held_out(trained):
+def test_the_rule_is_chosen_on_imagined_replays_that_each_is_judged_by_a_stranger(trained):
     classifier, real, imagined = trained
-    judged = [EPISODES[i] for i in holdout_episodes(["play"] * 16, 0.25, QUICK.seed)]
-    recorded, replayed = (
-        [watch(classifier, latents) for latents in part]
-        for part in (latents_of(Levels(), judged)[0], imagined_latents(Levels(), judged, 80))
-    )
-    labels = [frame_labels(e) for e in judged]
-    hold, found, told = choose_rule(
-        Watched(replayed, labels), Watched(recorded, labels), QUICK.false_success_limit
-    )
-    assert (
-        found == imagined
-        and told == real
-        and (classifier.hold_k, classifier.hold_n) == (hold, hold)
-    )
+    seen, followed = latents_of(Levels(), EPISODES)
+    replayed, labels = imagined_latents(Levels(), EPISODES, 80), [frame_labels(e) for e in EPISODES]
+    windows = LatentWindows(seen + followed, labels + labels, SHAPE)
+    fold = deal(["play"] * 16, 4, QUICK.seed)
+    by_fold = [
+        fit(
+            windows,
+            torch.from_numpy(fold != out).repeat(2)[windows.episode],
+            SHAPE,
+            QUICK,
+            Levels.device,
+        )
+        for out in range(4)
+    ]
+    told = [
+        [watch(by_fold[fold[i]], latents) for i, latents in enumerate(part)]
+        for part in (replayed, seen)
+    ]
+    watched = (Watched(part, labels) for part in told)
+    hold, found, recorded = choose_rule(*watched, QUICK.false_success_limit)
+    assert found == imagined and recorded == real
+    assert (classifier.hold_k, classifier.hold_n) == (hold, hold)
     assert classifier.threshold == imagined.threshold and not classifier.training
-    assert real.reliability == calibrate(recorded, labels, hold, hold).reliability
+    assert real.reliability == calibrate(told[1], labels, hold, hold).reliability
 
 
 @pytest.mark.parametrize("light", [1.0, 0.0])
@@ -261,7 +287,7 @@ def noisy(seed: int, first: int, t: int = 10) -> Episode:
 
 def test_training_repeats_with_its_seed(model):
     episodes = [noisy(seed, 4 + seed) for seed in range(6)]
-    config = SuccessTrainingConfig(steps=3, batch_size=4, held_out=0.4)
+    config = SuccessTrainingConfig(steps=3, batch_size=4, folds=3)
     first, second = (train_classifier(model, episodes, SHAPE, config)[0] for _ in range(2))
     pairs = zip(first.parameters(), second.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
@@ -270,14 +296,14 @@ def test_training_repeats_with_its_seed(model):
 @pytest.mark.parametrize("steps", [1, 2, 20])
 def test_it_may_train_for_any_number_of_steps(model, steps):
     episodes = [noisy(seed, 4 + seed) for seed in range(4)]
-    config = SuccessTrainingConfig(steps=steps, batch_size=2, held_out=0.5)
+    config = SuccessTrainingConfig(steps=steps, batch_size=2, folds=2)
     classifier, *_ = train_classifier(model, episodes, SHAPE, config)
     assert all(torch.isfinite(p).all() for p in classifier.parameters())
 
 
 def test_the_world_model_is_left_alone(model):
     before = [p.clone() for p in model.parameters()]
-    config = SuccessTrainingConfig(steps=2, batch_size=2, held_out=0.5)
+    config = SuccessTrainingConfig(steps=2, batch_size=2, folds=2)
     train_classifier(model, [noisy(seed, 4) for seed in range(4)], SHAPE, config)
     assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
     assert all(p.grad is None for p in model.parameters())

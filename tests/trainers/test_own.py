@@ -170,7 +170,7 @@ def test_a_new_model_takes_its_scale_from_the_episodes_and_a_tuned_one_keeps_it(
 
 def test_the_preset_says_which_class_is_trained_and_a_classifier_learns_from_it(tmp_path, config):
     path = record(tmp_path / "a.hdf5", (10, 60, 110, 160, 210))
-    judge = SuccessTrainingConfig(steps=1, batch_size=2, held_out=0.4)
+    judge = SuccessTrainingConfig(steps=1, batch_size=2, folds=2)
     run = replace(config, preset="tiny-video", success=judge)
     own.train_world_model(WorldModelConfig(episodes=(path,), run=run, video=QUICK_VIDEO))
     model = load_world_model(run.out / "world_model")

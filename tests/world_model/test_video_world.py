@@ -95,6 +95,6 @@ def test_a_classifier_learns_from_its_latents(tiny_video, clip):
         left = (e.frames[1:, 8, 1, 0] == 200).cumsum() > 0
         episodes.append(Episode(e.frames, e.actions, left, source="play"))
     assert 0 < sum(e.succeeded for e in episodes)
-    config = SuccessTrainingConfig(steps=2, batch_size=4, held_out=0.4)
+    config = SuccessTrainingConfig(steps=2, batch_size=4, folds=2)
     classifier, *_ = train_classifier(model_of(tiny_video), episodes, SHAPE, config)
     assert classifier.config.latent_size == tiny_video.latent_size

@@ -137,6 +137,26 @@ def holdout_episodes(sources: Sequence[str], fraction: float, seed: int) -> list
     return sorted(held)
 
 
+def deal(sources: Sequence[str], folds: int, seed: int) -> np.ndarray:
+    """Deal episodes into folds, int64 (n,) from 0, as evenly as can be, and those of each source.
+
+    There are as many folds as episodes where these are fewer; raises ValueError for less than 2.
+    """
+    folds = min(folds, len(sources))
+    if folds < 2:
+        raise ValueError(
+            f"Cross-validation needs at least 2 folds and 2 episodes; got {folds} of "
+            f"{len(sources)} episodes."
+        )
+    order: list[int] = []
+    for source in sorted(set(sources)):
+        rng = np.random.default_rng([seed, *source.encode()])
+        order += rng.permutation([i for i, s in enumerate(sources) if s == source]).tolist()
+    fold = np.empty(len(sources), np.int64)
+    fold[order] = np.arange(len(sources)) % folds
+    return fold
+
+
 def _checked(weights: Tensor, n: int) -> Tensor:
     if weights.shape != (n,) or not bool((weights >= 0).all() & weights.any()):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +16,8 @@ THRESHOLDS = tuple(t / 20 for t in range(1, 20))  # 0.05 to 0.95
 class Watched(NamedTuple):
     """What a classifier says of episodes, and the truth: one array (t,) of each an episode."""
 
-    probabilities: list[np.ndarray]  # float32
-    labels: list[np.ndarray]  # bool: whether the task is done at that step
+    probabilities: Sequence[np.ndarray]  # float32
+    labels: Sequence[np.ndarray]  # bool: whether the task is done at that step
 
 
 class Calibration(NamedTuple):
@@ -65,7 +66,11 @@ def first_success(probability: np.ndarray, threshold: float, k: int, n: int) -> 
 
 
 def episode_scores(
-    probabilities: list[np.ndarray], successes: list[int | None], threshold: float, k: int, n: int
+    probabilities: Sequence[np.ndarray],
+    successes: Sequence[int | None],
+    threshold: float,
+    k: int,
+    n: int,
 ) -> tuple[float, float, float, float, float]:
     """Return precision, recall, F1, false-success rate and mean delay over episodes.
 
@@ -87,8 +92,8 @@ def episode_scores(
 
 
 def calibrate(
-    probabilities: list[np.ndarray],
-    labels: list[np.ndarray],
+    probabilities: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
     k: int,
     n: int,
     false_success_limit: float = 0.05,

@@ -14,7 +14,7 @@ from tqdm import tqdm, trange
 
 from wm_gym.data.episodes import Episode
 from wm_gym.data.measurements import measured
-from wm_gym.data.windows import holdout_episodes
+from wm_gym.data.windows import deal
 from wm_gym.evaluation.fidelity import known, recorded_latents, replay_latents
 from wm_gym.noise import row_noise
 from wm_gym.success.calibration import Calibration, Watched, choose_rule
@@ -40,10 +40,11 @@ class SuccessTrainingConfig:
     imagined: int = 80
     """Steps of an episode that are imagined to choose the rule: later, what really came of it may
     be none of the model's doing any more."""
-    held_out: float = 0.2
-    """Share of the episodes of every source that only calibrate."""
+    folds: int = 5
+    """Parts of a cross-validation: the rule is chosen on what classifiers say of episodes that they
+    have not seen."""
     false_success_limit: float = 0.05
-    """Calibration: at most this share of failed held-out episodes may be called a success."""
+    """Calibration: at most this share of failed episodes may be called a success."""
     seed: int = 0
 
 
@@ -57,24 +58,52 @@ def train_classifier(
 
     Every episode is there twice: as recorded, and imagined under its actions by a model that is
     told the truth again and again (see `latents_of`), so that the classifier knows how the model
-    shows a grasp that fails, and a label always fits what is shown. Returns the classifier with the
-    rule that `choose_rule` finds on the episodes held out, what they say of it as recorded, and
-    what their imagined replays do.
+    shows a grasp that fails, and a label always fits what is shown. Failed episodes are few, and a
+    rule that is chosen on a few is chosen by chance: all of them count, each judged by a classifier
+    that learnt from the other folds. Returns the classifier, of all episodes, with the rule that
+    `choose_rule` finds so, what the episodes say of it as recorded, and what their imagined replays
+    do.
     """
     if not any(e.succeeded for e in episodes):
         raise ValueError(
             f"A success classifier learns from successes; none of {len(episodes)} episodes "
             "succeeds. Record some that do, of the scripted expert for example."
         )
-    held_out = set(holdout_episodes([e.source for e in episodes], config.held_out, config.seed))
+    fold = deal([e.source for e in episodes], config.folds, config.seed)
     labels = [frame_labels(e) for e in episodes]
     seen, followed = latents_of(model, episodes)
-    fit = [i for i in range(len(episodes)) if i not in held_out]
-    parts = [(part[i], labels[i]) for part in (seen, followed) for i in fit]
-    windows = LatentWindows(*map(list, zip(*parts, strict=True)), shape)
-    weights = window_weights(windows, config)
+    imagined = imagined_latents(model, episodes, config.imagined)
+    windows = LatentWindows(seen + followed, labels + labels, shape)
+    fold_of = torch.from_numpy(fold).repeat(2)[windows.episode]
+    told: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for out in range(fold.max() + 1):
+        stranger = fit(windows, fold_of != out, shape, config, model.device)
+        for i in np.flatnonzero(fold == out):
+            told[i] = watch(stranger, imagined[i]), watch(stranger, seen[i])
+    shown, recorded = zip(*(told[i] for i in range(len(episodes))), strict=True)
+    hold, found, real = choose_rule(
+        Watched(shown, [label[: len(x)] for label, x in zip(labels, shown, strict=True)]),
+        Watched(recorded, labels),
+        config.false_success_limit,
+    )
+    classifier = fit(
+        windows, torch.ones_like(fold_of, dtype=torch.bool), shape, config, model.device
+    )
+    classifier.config = replace(shape, threshold=found.threshold, hold_k=hold, hold_n=hold)
+    return classifier, real, found
+
+
+def fit(
+    windows: LatentWindows,
+    kept: Tensor,
+    shape: SuccessConfig,
+    config: SuccessTrainingConfig,
+    device: torch.device,
+) -> SuccessClassifier:
+    """Train a new classifier on the windows that `kept`, bool (windows,), says."""
+    weights = window_weights(windows, config, kept)
     torch.manual_seed(config.seed)
-    classifier = SuccessClassifier(shape).to(model.device).train()
+    classifier = SuccessClassifier(shape).to(device).train()
     optimizer = torch.optim.AdamW(
         classifier.parameters(), config.learning_rate, weight_decay=config.weight_decay
     )
@@ -87,27 +116,15 @@ def train_classifier(
     for _ in bar:
         drawn = torch.multinomial(weights, config.batch_size, True, generator=generator)
         latents, label = windows.batch(drawn)
-        with torch.autocast(model.device.type, torch.bfloat16):
-            logits = classifier.logits(classifier.embed(latents.to(model.device).float()))[:, 0]
-        loss = F.binary_cross_entropy_with_logits(logits.float(), label.to(logits.device))
+        with torch.autocast(device.type, torch.bfloat16):
+            logits = classifier.logits(classifier.embed(latents.to(device).float()))[:, 0]
+        loss = F.binary_cross_entropy_with_logits(logits.float(), label.to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    classifier.eval()
-    judged = sorted(held_out)
-    imagined = imagined_latents(model, [episodes[i] for i in judged], config.imagined)
-    hold, found, recorded = choose_rule(
-        Watched(
-            [watch(classifier, latents) for latents in imagined],
-            [labels[i][: len(x)] for i, x in zip(judged, imagined, strict=True)],
-        ),
-        Watched([watch(classifier, seen[i]) for i in judged], [labels[i] for i in judged]),
-        config.false_success_limit,
-    )
-    classifier.config = replace(shape, threshold=found.threshold, hold_k=hold, hold_n=hold)
-    return classifier, recorded, found
+    return classifier.eval()
 
 
 @torch.inference_mode()
@@ -227,10 +244,13 @@ def frame_labels(episode: Episode) -> np.ndarray:
     return np.concatenate([np.zeros(1, bool), episode.success])
 
 
-def window_weights(windows: LatentWindows, config: SuccessTrainingConfig) -> Tensor:
-    """Half the weight on successes; of the rest, more on what comes just before one."""
-    labels = windows.labels
-    weights = torch.ones(len(labels), dtype=torch.float64)
+def window_weights(windows: LatentWindows, config: SuccessTrainingConfig, kept: Tensor) -> Tensor:
+    """Half the weight on successes; of the rest, more on what comes just before one.
+
+    Only what `kept`, bool (windows,), says has any.
+    """
+    labels = windows.labels & kept
+    weights = kept.double()
     for ahead in range(1, config.near + 1):
         soon = (windows.episode[:-ahead] == windows.episode[ahead:]) & labels[ahead:]
         weights[:-ahead][soon & ~labels[:-ahead]] = config.near_miss_weight
