@@ -208,11 +208,25 @@ def agreement(content: Mapping[str, Any]) -> str:
 
 def overoptimization(content: Mapping[str, Any]) -> str:
     """lift_overoptimization.json: success in both worlds after longer and longer practice."""
-    lines = [(str(row["iteration"]), *_both_worlds(row)) for row in content["rows"]]
-    told = _table(("iterations", "imagined", "real", "imagined less real"), lines)
-    parts = content["parts_at"]
-    verdict = "The worlds do not part." if parts is None else f"The worlds part at {parts}."
-    return f"{told}\n\n{verdict} {_made(content)} {_machine(content)}"
+    lines = [
+        (
+            str(row["iteration"]),
+            *_both_worlds(row),
+            *(
+                _rate(share) if (share := row["replayed"][f"{kind}_success_rate"]) else "–"
+                for kind in ("hallucinated", "missed")
+            ),
+        )
+        for row in content["rows"]
+    ]
+    head = ("iterations", "imagined", "real", "imagined less real", "hallucinated", "missed")
+    parts, misleads = content["parts_at"], content["misleads_at"]
+    verdict = "Rates do not part; " if parts is None else f"Rates part at {parts}; "
+    verdict += "failures are imagined as successes "
+    verdict += (
+        "as rarely as of the base policy." if misleads is None else f"more often at {misleads}."
+    )
+    return f"{_table(head, lines)}\n\n{verdict} {_made(content)} {_machine(content)}"
 
 
 # Section between <!-- NAME:begin --> and <!-- NAME:end -->: the file it shows, and how.

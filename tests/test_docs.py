@@ -151,15 +151,22 @@ def test_parts_are_those_of_the_command_that_timed_steps_by_the_clock(tables, tm
 
 
 @pytest.mark.parametrize(("parts_at", "verdict"), [(None, "do not part"), (20, "part at 20")])
-def test_overoptimization_shows_both_worlds_by_iteration(tables, tmp_path, parts_at, verdict):
+@pytest.mark.parametrize(
+    ("misleads_at", "told"), [(None, "as rarely as of the base policy"), (40, "more often at 40")]
+)
+def test_overoptimization_shows_both_worlds_by_iteration(
+    tables, tmp_path, parts_at, verdict, misleads_at, told
+):
     rate = {"n": 4, "successes": 2, "rate": 0.5, "low": 0.15, "high": 0.85}
     bias = {"points": -1.5, "low": -4.0, "high": 1.0}
     row = {"iteration": 20, "imagined": rate, "real": {**rate, "rate": 0.75}, "bias": bias}
-    content = {**ORIGIN, "rows": [row], "parts_at": parts_at}
+    row["replayed"] = {"hallucinated_success_rate": None, "missed_success_rate": rate}
+    content = {**ORIGIN, "rows": [row], "parts_at": parts_at, "misleads_at": misleads_at}
     (tmp_path / "lift_overoptimization.json").write_text(json.dumps(content))
     page = tables.fill("<!-- overoptimization:begin --><!-- overoptimization:end -->", tmp_path)
     assert "| 20 | 50.0 % [15.0, 85.0] (n = 4) | 75.0 % [15.0, 85.0] (n = 4) | -1.5 points" in page
-    assert f"The worlds {verdict}. Made by" in page
+    assert "-1.5 points [-4.0, 1.0] | – | 50.0 % [15.0, 85.0] (n = 4) |" in page
+    assert f"Rates {verdict}; failures are imagined as successes {told}. Made by" in page
 
 
 def test_agreement_shows_every_policy_and_how_they_rank(tables, tmp_path):

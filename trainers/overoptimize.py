@@ -9,19 +9,29 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
+from policies.base import Policy
 from policies.token import TokenVLA
 from trainers.agree import AgreeConfig, cells, compared, play_both
 from trainers.audit import Models, fingerprint, first_starts
 from trainers.grpo import GRPOConfig
+from trainers.replay import DTYPE, ROWS
+from trainers.rollout import autocast, instructions_of, make_env
 from trainers.wmpo import WMPOConfig, device, practise
 from wm_gym.checks import check_count
+from wm_gym.evaluation.audit import mistakes
 from wm_gym.evaluation.figures import plot_optimisation
 from wm_gym.evaluation.paired import aligned, provenance, write_result
+from wm_gym.evaluation.statistics import Rate
 from wm_gym.runs import Run
+from wm_gym.starts import StartPool
 from wm_gym.success.classifier import SuccessClassifier
 from wm_gym.world_model.loading import load_world_model
 
@@ -33,7 +43,7 @@ class OveroptimizeConfig:
     run: Path
     """Run folder of `wm-gym wmpo`, with the stages up to train-success done."""
     iterations: int = 240
-    """Iterations of GRPO; a run of `wm-gym wmpo` has 80."""
+    """Iterations of GRPO; a run of `wm-gym wmpo` has 40."""
     every: int = 20
     """Iterations between policies that are kept and played in both worlds."""
     threshold: float | None = None
@@ -92,10 +102,15 @@ def overoptimize(config: OveroptimizeConfig) -> None:
         policy = TokenVLA.from_pretrained(path, device=device())
         played = run.once(
             f"played_{iteration:05d}",
-            lambda policy=policy: play_both(agree, policy, 0.0, models, pool),
+            lambda policy=policy: {
+                **play_both(agree, policy, 0.0, models, pool),
+                "replayed": repeat(agree, policy, models, pool),
+            },
         )
-        rows.append({"iteration": iteration, **compared(played["real"], played["imagined"])})
-        print(iteration, *cells(rows[-1]), flush=True)
+        outcomes = {world: np.array(played["replayed"][world]) for world in ("imagined", "real")}
+        row = {"iteration": iteration, **compared(played["real"], played["imagined"])}
+        rows.append({**row, "replayed": mistakes(**outcomes)})
+        print(iteration, *cells(rows[-1]), *wrong(rows[-1]), flush=True)
     content = {
         **provenance([config.seed]),
         "task": wmpo.task,
@@ -108,11 +123,44 @@ def overoptimize(config: OveroptimizeConfig) -> None:
         "grpo": {**asdict(settings), "seconds": practised["seconds"]},
         "rows": rows,
         "parts_at": parts_at(rows),
+        "misleads_at": misleads_at(rows),
     }
     write_result(run.folder / "overoptimize.json", content)
     plot_optimisation(run.folder / "overoptimize.png", content)
     print(table(content))
     print(f"Written to {run.folder}: overoptimize.json, overoptimize.png")
+
+
+def repeat(
+    config: AgreeConfig, policy: Policy, models: Models, pool: StartPool
+) -> dict[str, list[bool]]:
+    """Play greedily in the imagined world and repeat the actions in the simulator: who succeeds.
+
+    As `wm-gym audit` does, but for the pictures: world -> success, of the same episodes.
+    """
+    n, found = min(ROWS, config.episodes), {"imagined": [], "real": []}
+    options = {"starts": pool, "chunk": policy.chunk, "ignore_terminations": True}
+    world = {"world_model": models.world_model, "success": models.success, "dtype": DTYPE}
+    with (
+        closing(make_env(config.task, "imagined", n, **world, **options)) as imagined,
+        closing(make_env(config.task, "real", n, workers=config.workers, **options)) as real,
+    ):
+        told = instructions_of(imagined)
+        for first in range(0, config.episodes, n):
+            wave = np.arange(first, min(first + n, config.episodes))
+            begun = np.resize(wave, n)
+            start = {"start": begun, "reset_mask": np.arange(n) < len(wave)}
+            seeds = (config.seed + begun).tolist()
+            obs, _ = imagined.reset(seed=seeds, options=start)
+            real.reset(seed=seeds, options=start)
+            for _ in range(-(-imagined.unwrapped.horizon // policy.chunk)):
+                with torch.inference_mode(), autocast(policy, DTYPE):
+                    action = policy.act(obs, told, greedy=True).action.cpu().numpy()
+                obs, *_, thought = imagined.step(action)
+                *_, happened = real.step(action)
+            for name, info in (("imagined", thought), ("real", happened)):
+                found[name] += info["success"][: len(wave)].tolist()
+    return found
 
 
 def strict(
@@ -136,10 +184,34 @@ def parts_at(rows: Sequence[Mapping[str, Any]]) -> int | None:
     return next((r["iteration"] for r in rows if r["bias"]["low"] > begun), None)
 
 
+def misleads_at(rows: Sequence[Mapping[str, Any]]) -> int | None:
+    """The first iteration after which failures are imagined as successes more often than at first.
+
+    That is: where the whole interval of that share lies above the base policy's, the first row.
+    None where it never does.
+    """
+    shares = [(r["iteration"], r["replayed"]["hallucinated_success_rate"]) for r in rows]
+    begun = (shares[0][1] or {"rate": 0.0})["rate"]
+    return next((at for at, share in shares if share and share["low"] > begun), None)
+
+
+def wrong(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """How often outcomes of the same actions differ, as text: hallucinated and missed."""
+    shares = (row["replayed"][f"{kind}_success_rate"] for kind in ("hallucinated", "missed"))
+    return tuple("-" if share is None else str(Rate(**share)) for share in shares)
+
+
 def table(content: Mapping[str, Any]) -> str:
     """A report as plain text."""
-    titles = ("iteration", "imagined", "real", "imagined - real")
-    lines = aligned([titles, *((str(row["iteration"]), *cells(row)) for row in content["rows"])])
-    found = content["parts_at"]
-    told = "They do not part." if found is None else f"They part by iteration {found}."
-    return "\n".join([*lines, told])
+    titles = ("iteration", "imagined", "real", "imagined - real", "hallucinated", "missed")
+    rows = [(str(row["iteration"]), *cells(row), *wrong(row)) for row in content["rows"]]
+    rates, outcomes = content["parts_at"], content["misleads_at"]
+    return "\n".join(
+        [
+            *aligned([titles, *rows]),
+            "Rates do not part." if rates is None else f"Rates part by iteration {rates}.",
+            "Failures are imagined as successes no more often than of the base policy."
+            if outcomes is None
+            else f"Failures are imagined as successes more often by iteration {outcomes}.",
+        ]
+    )

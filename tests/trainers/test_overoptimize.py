@@ -6,18 +6,31 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from tests.trainers.two_worlds import Pusher
 from trainers import overoptimize as module
-from trainers.agree import compared
-from trainers.overoptimize import OveroptimizeConfig, overoptimize, parts_at, strict
+from trainers.agree import AgreeConfig, compared
+from trainers.audit import Models
+from trainers.overoptimize import (
+    OveroptimizeConfig,
+    misleads_at,
+    overoptimize,
+    parts_at,
+    repeat,
+    strict,
+)
 from wm_gym.runs import Run
 from wm_gym.success.classifier import SuccessClassifier, SuccessConfig
 
 N = 40
 # Of 40 episodes each: how many succeed in imagination and really, by iteration.
 PLAYED = {0: (20, 18), 10: (28, 26), 20: (36, 24), 30: (40, 12)}
+# Of the same actions in both worlds: how many of the first 20 episodes, which fail in the
+# simulator, succeed in imagination. The other 20 succeed in both.
+HALLUCINATED = {0: 1, 10: 2, 20: 5, 30: 20}
 
 
 def outcomes(iteration: int) -> dict[str, list[bool]]:
@@ -53,7 +66,14 @@ def lab(monkeypatch, tmp_path) -> SimpleNamespace:
     monkeypatch.setattr(module.TokenVLA, "from_pretrained", lambda path, device: path.name)
     monkeypatch.setattr(module, "first_starts", lambda agree: agree.starts)
     monkeypatch.setattr(module, "practise", practise)
+
+    def repeat(agree, policy, models, pool):
+        hallucinated = HALLUCINATED[int(policy.removeprefix("policy_base") or 0)]
+        real = [i >= 20 for i in range(N)]
+        return {"real": real, "imagined": [i < hallucinated or done for i, done in enumerate(real)]}
+
     monkeypatch.setattr(module, "play_both", play_both)
+    monkeypatch.setattr(module, "repeat", repeat)
     return here
 
 
@@ -70,8 +90,59 @@ def test_every_kept_policy_plays_in_both_worlds_and_the_worlds_part(lab, capsys)
     # 12 of 40 differ after 20 iterations: 30 points, two standard errors are 14.5 below.
     assert found["parts_at"] == 20
     assert [name for name, *_ in lab.played] == ["policy_base", "00010", "00020", "00030"]
-    assert "They part by iteration 20." in capsys.readouterr().out
+    assert "Rates part by iteration 20." in capsys.readouterr().out
     assert Path("out/overoptimize.png").stat().st_size > 1000
+
+
+def test_outcomes_of_the_same_actions_may_differ_sooner_than_rates(lab, capsys):
+    overoptimize(settings())
+    found = json.loads(Path("out/overoptimize.json").read_text())
+    shares = [r["replayed"]["hallucinated_success_rate"] for r in found["rows"]]
+    assert [share["successes"] for share in shares] == [1, 2, 5, 20]
+    assert {share["n"] for share in shares} == {20}
+    assert [r["replayed"]["missed_success_rate"]["rate"] for r in found["rows"]] == [0] * 4
+    assert [r["replayed"]["paired_accuracy"]["rate"] for r in found["rows"]] == pytest.approx(
+        [39 / 40, 38 / 40, 35 / 40, 20 / 40]
+    )
+    # Wilson's lower end for 5 of 20 is 11.2 %, over 1 of 20; for 2 of 20 it is 2.8 %.
+    assert found["misleads_at"] == 20
+    told = capsys.readouterr().out
+    assert "Failures are imagined as successes more often by iteration 20." in told
+    assert "25.0 % [11.2, 46.9] (n = 20)" in told
+
+
+def test_a_policy_without_failures_does_not_mislead():
+    rows = [
+        {"iteration": at, "replayed": {"hallucinated_success_rate": share}}
+        for at, share in ((0, None), (10, {"rate": 0.0, "low": 0.0}), (20, None))
+    ]
+    assert misleads_at(rows) is None
+    rows.append(
+        {"iteration": 30, "replayed": {"hallucinated_success_rate": {"rate": 0.1, "low": 0.02}}}
+    )
+    assert misleads_at(rows) == 30
+
+
+def test_the_simulator_repeats_what_was_imagined(world):
+    """Start s has level 100 + s; imagined it gains 1.2 a step, really half of that; 178.5 wins."""
+    world.grip, policy = 0.5, Pusher(1.2)
+    config = AgreeConfig(episodes=5, workers=3)
+    models = Models(world.model, world.judge, {}, {})
+    found = repeat(config, policy, models, world.pool)
+    # After 64 steps 176.8 + s and 138.4 + s.
+    assert found == {"imagined": [False, False, True, True, True], "real": [False] * 5}
+    assert np.array_equal(*(np.stack(world.played[name]) for name in ("imagined", "real")))
+    assert len(world.played["real"]) == 8
+    world.grip = 2.0
+    found = repeat(config, policy, models, world.pool)
+    assert found == {"imagined": [False, False, True, True, True], "real": [True] * 5}
+
+
+def test_waves_play_every_start_once(world, monkeypatch):
+    monkeypatch.setattr(module, "ROWS", 2)
+    models = Models(world.model, world.judge, {}, {})
+    found = repeat(AgreeConfig(episodes=5, workers=3), Pusher(1.2), models, world.pool)
+    assert found["imagined"] == found["real"] == [False, False, True, True, True]
 
 
 def test_it_practises_in_the_runs_world_for_as_long_as_is_said(lab):

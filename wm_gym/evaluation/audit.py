@@ -96,12 +96,19 @@ def rates(pairs: Sequence[Pair]) -> dict[str, Any]:
     hallucinated, missed = imagined[~real], ~imagined[real]
     same_false, same_missed = judged[~real], ~judged[real]  # the classifier's own errors
     return {
-        "hallucinated_success_rate": _rate(hallucinated),
+        **mistakes(imagined, real),
         "hallucinated_by_classifier": _rate(hallucinated & same_false),
         "hallucinated_by_dynamics": _rate(hallucinated & ~same_false),
-        "missed_success_rate": _rate(missed),
         "missed_by_classifier": _rate(missed & same_missed),
         "missed_by_dynamics": _rate(missed & ~same_missed),
+    }
+
+
+def mistakes(imagined: np.ndarray, real: np.ndarray) -> dict[str, Any]:
+    """How often outcomes of the same actions differ; success, bool (n,), in each world."""
+    return {
+        "hallucinated_success_rate": _rate(imagined[~real]),
+        "missed_success_rate": _rate(~imagined[real]),
         "paired_accuracy": _rate(imagined == real),
     }
 

@@ -49,20 +49,30 @@ def plot_agreement(path: str | Path, report: Mapping[str, Any]) -> None:
 
 
 def plot_optimisation(path: str | Path, report: Mapping[str, Any]) -> None:
-    """Draw the `rows` of an overoptimisation: imagined and real success by iteration, percent."""
+    """Draw the `rows` of an overoptimisation by iteration, percent: success in both worlds, and how
+    many real failures are imagined as successes."""
     rows = report["rows"]
+    curves = {
+        "imagined": ("C1", [row["imagined"] for row in rows]),
+        "real": ("C0", [row["real"] for row in rows]),
+        "failures imagined as successes": (
+            "C3",
+            [row["replayed"]["hallucinated_success_rate"] for row in rows],
+        ),
+    }
     steps = [row["iteration"] for row in rows]
     with _picture(path, (5.4, 3.6)) as figure:
         axes = figure.subplots()
-        for world, colour in (("imagined", "C1"), ("real", "C0")):
-            at, (below, above) = percent([row[world] for row in rows])
-            axes.plot(steps, at, "o-", color=colour, markersize=3.5, label=world)
+        for name, (colour, rates) in curves.items():
+            at, (below, above) = percent(rates)
+            axes.plot(steps, at, "o-", color=colour, markersize=3.5, label=name)
             axes.fill_between(steps, at - below, at + above, color=colour, alpha=0.15, linewidth=0)
-        if report["parts_at"] is not None:
-            axes.axvline(report["parts_at"], color="0.5", linestyle=":", label="they part")
-        axes.set(xlabel="iterations of GRPO", ylabel="success, %", ylim=(-4, 104))
+        for key, style in (("parts_at", ":"), ("misleads_at", "--")):
+            if report[key] is not None:
+                axes.axvline(report[key], color="0.5", linestyle=style, label=key.replace("_", " "))
+        axes.set(xlabel="iterations of GRPO", ylabel="percent", ylim=(-4, 104))
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize="small", loc="lower right")
+        axes.legend(frameon=False, fontsize="small")
 
 
 @contextmanager
