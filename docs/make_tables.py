@@ -222,10 +222,10 @@ def overoptimization(content: Mapping[str, Any]) -> str:
     head = ("iterations", "imagined", "real", "imagined less real", "hallucinated", "missed")
     parts, misleads = content["parts_at"], content["misleads_at"]
     verdict = "Rates do not part; " if parts is None else f"Rates part at {parts}; "
-    verdict += "failures are imagined as successes "
-    verdict += (
-        "as rarely as of the base policy." if misleads is None else f"more often at {misleads}."
-    )
+    if misleads is None:
+        verdict += "that hallucinations become more than the base policy's is not shown."
+    else:
+        verdict += f"hallucinations are more than the base policy's at {misleads}."
     return f"{_table(head, lines)}\n\n{verdict} {_made(content)} {_machine(content)}"
 
 

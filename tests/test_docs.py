@@ -152,7 +152,11 @@ def test_parts_are_those_of_the_command_that_timed_steps_by_the_clock(tables, tm
 
 @pytest.mark.parametrize(("parts_at", "verdict"), [(None, "do not part"), (20, "part at 20")])
 @pytest.mark.parametrize(
-    ("misleads_at", "told"), [(None, "as rarely as of the base policy"), (40, "more often at 40")]
+    ("misleads_at", "told"),
+    [
+        (None, "that hallucinations become more than the base policy's is not shown"),
+        (40, "hallucinations are more than the base policy's at 40"),
+    ],
 )
 def test_overoptimization_shows_both_worlds_by_iteration(
     tables, tmp_path, parts_at, verdict, misleads_at, told
@@ -166,7 +170,7 @@ def test_overoptimization_shows_both_worlds_by_iteration(
     page = tables.fill("<!-- overoptimization:begin --><!-- overoptimization:end -->", tmp_path)
     assert "| 20 | 50.0 % [15.0, 85.0] (n = 4) | 75.0 % [15.0, 85.0] (n = 4) | -1.5 points" in page
     assert "-1.5 points [-4.0, 1.0] | – | 50.0 % [15.0, 85.0] (n = 4) |" in page
-    assert f"Rates {verdict}; failures are imagined as successes {told}. Made by" in page
+    assert f"Rates {verdict}; {told}. Made by" in page
 
 
 def test_agreement_shows_every_policy_and_how_they_rank(tables, tmp_path):

@@ -210,7 +210,7 @@ def table(content: Mapping[str, Any]) -> str:
         [
             *aligned([titles, *rows]),
             "Rates do not part." if rates is None else f"Rates part by iteration {rates}.",
-            "Failures are imagined as successes no more often than of the base policy."
+            "That failures are imagined as successes more often is not shown."
             if outcomes is None
             else f"Failures are imagined as successes more often by iteration {outcomes}.",
         ]
