@@ -22,7 +22,7 @@ from policies.token import TokenVLA
 from trainers.agree import AgreeConfig, cells, compared, play_both
 from trainers.audit import Models, fingerprint, first_starts
 from trainers.grpo import GRPOConfig
-from trainers.replay import DTYPE, ROWS
+from trainers.replay import DTYPE, ROWS, begin
 from trainers.rollout import autocast, instructions_of, make_env
 from trainers.wmpo import WMPOConfig, device, practise
 from wm_gym.checks import check_count
@@ -43,7 +43,7 @@ class OveroptimizeConfig:
     run: Path
     """Run folder of `wm-gym wmpo`, with the stages up to train-success done."""
     iterations: int = 240
-    """Iterations of GRPO; a run of `wm-gym wmpo` has 40."""
+    """Iterations of GRPO; a run of `wm-gym wmpo` has 80."""
     every: int = 20
     """Iterations between policies that are kept and played in both worlds."""
     threshold: float | None = None
@@ -148,11 +148,8 @@ def repeat(
         told = instructions_of(imagined)
         for first in range(0, config.episodes, n):
             wave = np.arange(first, min(first + n, config.episodes))
-            begun = np.resize(wave, n)
-            start = {"start": begun, "reset_mask": np.arange(n) < len(wave)}
-            seeds = (config.seed + begun).tolist()
-            obs, _ = imagined.reset(seed=seeds, options=start)
-            real.reset(seed=seeds, options=start)
+            obs = begin(imagined, wave, config.seed)
+            begin(real, wave, config.seed)
             for _ in range(-(-imagined.unwrapped.horizon // policy.chunk)):
                 with torch.inference_mode(), autocast(policy, DTYPE):
                     action = policy.act(obs, told, greedy=True).action.cpu().numpy()

@@ -31,6 +31,16 @@ class Episodes(NamedTuple):
     """What the simulator says of each, as `Episode.low_dim`; an imagined world says nothing."""
 
 
+def begin(env: gym.vector.VectorEnv, starts: np.ndarray, seed: int) -> dict[str, Any]:
+    """Begin an episode from each of `starts` (n,), and return what is seen; rows left over stay.
+
+    The noise of an episode depends on `seed` and its start alone.
+    """
+    begun = np.resize(starts, env.num_envs)
+    options = {"start": begun, "reset_mask": np.arange(len(begun)) < len(starts)}
+    return env.reset(seed=(seed + begun).tolist(), options=options)[0]
+
+
 def play(
     env: gym.vector.VectorEnv,
     starts: np.ndarray,
@@ -38,14 +48,11 @@ def play(
     decide: Callable[[int, dict[str, Any]], np.ndarray],
     bar: tqdm,
 ) -> Episodes:
-    """Play an episode from each of `starts` (n,) to the horizon; rows left over stay frozen.
+    """Play an episode from each of `starts` (n,) to the horizon, as it will `begin`.
 
-    `decide(d, obs)` gives the actions (rows, k, 7) of decision d. The noise of an episode depends
-    on `seed` and its start alone.
+    `decide(d, obs)` gives the actions (rows, k, 7) of decision d.
     """
-    world, begun = env.unwrapped, np.resize(starts, env.num_envs)
-    options = {"start": begun, "reset_mask": np.arange(len(begun)) < len(starts)}
-    obs, _ = env.reset(seed=(seed + begun).tolist(), options=options)
+    world, obs = env.unwrapped, begin(env, starts, seed)
     actions, frames, success, probability = [], [obs["image"][:, None]], [], []
     notes = []
     for decision in range(-(-world.horizon // world.chunk)):
