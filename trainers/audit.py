@@ -25,6 +25,7 @@ from trainers.replay import DTYPE, ROWS, Episodes, first_step, judge, play, reco
 from trainers.rollout import autocast, make_env
 from trainers.wmpo import device
 from wm_gym.checks import check_count
+from wm_gym.data.episodes import Episode
 from wm_gym.evaluation.audit import Pair, examples, kind, report, table, video_name, write_pairs
 from wm_gym.evaluation.page import write_page
 from wm_gym.evaluation.paired import provenance, write_result
@@ -211,7 +212,7 @@ def replay_pairs(
     options |= {"return_frames": True, "ignore_terminations": True}
     world = {"world_model": models.world_model, "success": models.success, "dtype": DTYPE}
     decisions = 2 * len(firsts) * -(-horizon // policy.chunk)
-    pairs, tracks, probe = [], [], None
+    pairs, tracks, probes = [], [], []
     with (
         closing(make_env(config.task, "imagined", n, **world, **options)) as imagined_env,
         closing(make_env(config.task, "real", n, workers=config.workers, **options)) as real_env,
@@ -240,9 +241,8 @@ def replay_pairs(
                 for i, start in enumerate(starts)
             ]
             if real.measured and positions(real.measured[0]) is not None:
-                if probe is None:
-                    probe = train_probe(recorded(imagined.actions, real), ProbeConfig(), device())
-                tracks.append(locate(probe, imagined, real))
+                probes = probes or train_probes(recorded(imagined.actions, real))
+                tracks.append(locate(probes, imagined, real))
                 wave = name_failures(wave, imagined.frames, tracks[-1])
             pairs += wave
             for pair in examples(pairs):
@@ -256,18 +256,24 @@ def replay_pairs(
     return pairs
 
 
-def locate(probe: PositionProbe, imagined: Episodes, real: Episodes) -> np.ndarray:
+def train_probes(episodes: Sequence[Episode]) -> list[PositionProbe]:
+    """Train two probes, each on every second episode; a lone episode teaches both."""
+    halves = episodes[1::2] or episodes, episodes[::2]
+    return [train_probe(half, ProbeConfig(), device()) for half in halves]
+
+
+def locate(probes: Sequence[PositionProbe], imagined: Episodes, real: Episodes) -> np.ndarray:
     """Where gripper and object were in n pairs, metres float32 (3, n, 1 + t, 2, 3).
 
-    By the simulator, in the imagined pictures, and in the real ones: the probe reads both.
+    By the simulator, in the imagined pictures, and in the real ones. Episode i is read by probe
+    i % 2 of `train_probes`, which has not learnt from it.
     """
-    return np.stack(
-        [
-            np.stack([positions(low_dim) for low_dim in real.measured]),
-            np.stack([read(probe, frames) for frames in imagined.frames]),
-            np.stack([read(probe, frames) for frames in real.frames]),
-        ]
-    )
+
+    def shown(films: np.ndarray) -> np.ndarray:
+        return np.stack([read(probes[i % 2], frames) for i, frames in enumerate(films)])
+
+    simulated = np.stack([positions(low_dim) for low_dim in real.measured])
+    return np.stack([simulated, shown(imagined.frames), shown(real.frames)])
 
 
 def name_failures(pairs: Sequence[Pair], frames: np.ndarray, tracks: np.ndarray) -> list[Pair]:

@@ -171,19 +171,30 @@ def test_what_went_wrong_is_named_by_real_and_imagined_positions(world, monkeypa
 
     taught = []
     monkeypatch.setattr(ImaginedVectorEnv, "step", measured)
-    monkeypatch.setattr(module, "train_probe", lambda replays, *_: taught.extend(replays) or 1)
+    monkeypatch.setattr(module, "train_probe", lambda replays, *_: taught.append(replays) or 1)
     monkeypatch.setattr(module, "read", lambda _, frames: np.zeros((len(frames), 2, 3)))
     monkeypatch.setattr(module, "ROWS", 2)
     monkeypatch.setattr(module, "red", lambda frames: np.full(len(frames), 40))
     audit(settings(episodes=3))
     assert [pair.failure for pair in read_pairs("out/audit.csv")] == ["late"] * 3
-    assert [len(replay) for replay in taught] == [64] * 2  # of the first wave
+    (odd,), (even,) = taught  # one probe each, of the first wave
+    assert len(odd) == len(even) == 64
     found = json.loads(Path("out/audit.json").read_text())
     assert found["failures"] == {"late": 3}
     assert found["drift"]["object"] == {"imagined": [0.0] * 64, "real": [0.0] * 60 + [20.0] * 4}
     assert (found["usable_horizon"], found["usable_horizon_ends_by"]) == (38, ["agreement"])
     assert np.load("out/tracks_0.npy").shape == (3, 3, 65, 2, 3)
-    assert taught[1].frames[5, 0, 0, 0] == 106 and taught[0].low_dim["object"][-1, 2] > 0.01
+    assert odd.frames[5, 0, 0, 0] == 106 and even.low_dim["object"][-1, 2] > 0.01
+
+
+def test_every_episode_is_located_by_the_probe_that_did_not_learn_from_it(monkeypatch):
+    monkeypatch.setattr(module, "train_probe", lambda episodes, *_: set(episodes))
+    monkeypatch.setattr(module, "read", lambda probe, film: np.full((2, 2, 3), film in probe))
+    nowhere = {"robot0_eef_pos": np.zeros((2, 3)), "object": np.zeros((2, 3))}
+    played = SimpleNamespace(frames=[0, 1, 2, 3, 4], measured=[nowhere] * 5)
+    probes = module.train_probes([0, 1, 2])
+    assert not module.locate(probes, played, played)[:, :3].any()
+    assert module.train_probes([7]) == [{7}, {7}]
 
 
 def test_no_more_than_four_hallucinations_are_filmed(world):
