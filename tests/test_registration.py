@@ -43,6 +43,7 @@ assert "wm_gym/Lift-v0" in gymnasium.registry
 
 def test_public_names_are_importable_and_few():
     assert len(wm_gym.__all__) <= 18 and set(wm_gym.__all__) <= set(dir(wm_gym))
+    assert all(getattr(wm_gym, name) is not None for name in wm_gym.__all__)
     assert wm_gym.ImaginedVectorEnv is ImaginedVectorEnv
     with pytest.raises(AttributeError, match="no attribute 'Imagined'"):
         _ = wm_gym.Imagined

@@ -22,7 +22,7 @@ _LAZY = {
     "load_world_model": "wm_gym.world_model.loading",
     "SuccessClassifier": "wm_gym.success.classifier",
     "EpisodeFile": "wm_gym.data.episodes",
-    "EpisodeWriter": "wm_gym.data.episodes",
+    "EpisodeWriter": "wm_gym.data.writing",
 }
 
 __all__ = [
