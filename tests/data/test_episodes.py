@@ -177,6 +177,39 @@ def test_bad_episode_is_skipped_only_when_asked(recorded):
         assert len(load(recorded, skip_bad=True)) == 1
 
 
+def test_the_rest_of_a_file_is_kept_after_an_episode_that_cannot_be_built(recorded):
+    with h5py.File(recorded, "a") as file:
+        del file["data/demo_0/obs/agentview_image"], file["data/demo_0/wm_final/agentview_image"]
+        file["data/demo_0/obs/agentview_image"] = np.zeros((3, 4, 4, 3), np.uint8)
+        file["data/demo_0/wm_final/agentview_image"] = np.zeros((2, 4, 4, 3), np.uint8)
+    named = r"demos\.hdf5: demo_0: Episode.frames must be uint8 \(4, 4, 4, 3\).*\(5, 4, 4, 3\)"
+    with pytest.raises(ValueError, match=named):
+        load(recorded)
+    with pytest.warns(UserWarning, match=f"Left out .*{named}"):
+        (kept,) = load(recorded, skip_bad=True)
+    assert kept.frames[:, 0, 0, 0].tolist() == [10, 11, 12]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "came"), [([0.1, 0.4, 1.0], "0.1 to 0.4"), ([0.0, 2.0, 0.0], "0 to 2")]
+)
+def test_rewards_other_than_0_and_1_are_refused(tmp_path, rewards, came):
+    path = foreign(tmp_path / "a.hdf5", rewards=np.array(rewards))
+    with pytest.raises(ValueError, match=rf"a\.hdf5: demo_0: Rewards go from {came}.*--shaped"):
+        load(path)
+
+
+def test_a_file_of_shaped_rewards_is_refused(tmp_path):
+    path = foreign(tmp_path / "a.hdf5")
+    with h5py.File(path, "a") as file:
+        file["data"].attrs["env_args"] = json.dumps({"env_kwargs": {"reward_shaping": True}})
+    with pytest.raises(ValueError, match=r"a\.hdf5: env_args say reward_shaping.*0 and 1"):
+        load(path)
+    with h5py.File(path, "a") as file:
+        file["data"].attrs["env_args"] = json.dumps({"env_kwargs": {"reward_shaping": False}})
+    assert len(load(path)) == 1
+
+
 def test_skip_bad_lists_unreadable_files(recorded, tmp_path):
     (tmp_path / "bad.hdf5").write_bytes(b"")
     with pytest.warns(UserWarning, match="Left out .*bad.hdf5"):

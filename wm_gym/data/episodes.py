@@ -23,6 +23,10 @@ import numpy as np
 
 IMAGE = "agentview_image"
 _MEND = "Fetch or record it again, or leave it out with load(..., skip_bad=True)."
+_REWARDS = (
+    "Expected rewards of 0 and 1, 1 where the task is done: shaped ones do not say when that is. "
+    "Convert the file with robomimic's dataset_states_to_obs.py, without --shaped."
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,6 +117,8 @@ class EpisodeFile:
             raise ValueError(
                 f"{self.path}: data.attrs['env_args'] is not JSON: {error}."
             ) from error
+        if (self.env_args.get("env_kwargs") or {}).get("reward_shaping"):
+            raise ValueError(f"{self.path}: env_args say reward_shaping. {_REWARDS}")
         self.lengths: list[int] = []
         self.names: list[str] = []
         bad = []
@@ -157,7 +163,7 @@ class EpisodeFile:
         t = self.lengths[i]
         if not 0 <= a < b <= t + 1:
             raise ValueError(f"Episode {i} has frames 0 to {t}; cannot read [{a}, {b}).")
-        with self._reading():
+        with self._reading(i):
             images = self._images(i)
             if b <= len(images):
                 return images[a:b]
@@ -166,20 +172,26 @@ class EpisodeFile:
 
     def actions(self, i: int) -> np.ndarray:
         """The actions of episode i, fresh, (t, 7) float32."""
-        with self._reading():
+        with self._reading(i):
             return self._demo(i)["actions"][: self.lengths[i]].astype(np.float32)
 
     def success(self, i: int) -> np.ndarray:
-        """Whether the task was done after each action of episode i: reward > 0; (t,) bool."""
+        """Whether the task was done after each action of episode i: reward 1; (t,) bool.
+
+        All False where there are no rewards; ValueError where one is neither 0 nor 1.
+        """
         demo, t = self._demo(i), self.lengths[i]
-        with self._reading():
-            return demo["rewards"][:t] > 0 if "rewards" in demo else np.zeros(t, bool)
+        with self._reading(i):
+            rewards = demo["rewards"][:t] if "rewards" in demo else np.zeros(t)
+        if not np.isin(rewards, (0, 1)).all():
+            raise ValueError(f"Rewards go from {rewards.min():g} to {rewards.max():g}. {_REWARDS}")
+        return rewards > 0
 
     def low_dim(self, i: int) -> dict[str, np.ndarray]:
         """The observations of episode i that are no pictures, fresh, (t + 1, d) float32 each."""
         demo, t = self._demo(i), self.lengths[i]
         found = {}
-        with self._reading():
+        with self._reading(i):
             for key, column in demo["obs"].items():
                 if column.ndim == 2 and column.dtype.kind == "f":
                     found[key] = self._rows(demo, key, column, t, np.float32)
@@ -196,22 +208,25 @@ class EpisodeFile:
         return told if isinstance(told, str) else ", ".join(told)
 
     def episode(self, i: int) -> Episode:
-        """Episode i in full."""
+        """Episode i in full; OSError or ValueError where it is bad, naming file and episode."""
         demo, t = self._demo(i), self.lengths[i]
-        with self._reading():
+        with self._reading(i):
             states = self._rows(demo, "states", demo.get("states"), t, np.float64)
-        return Episode(
-            frames=self.frames(i, 0, t + 1),
-            actions=self.actions(i),
-            success=self.success(i),
-            states=states,
-            source=self.source(i),
-            start=int(demo.attrs.get("wm_start", -1)),
-            seed=int(demo.attrs.get("wm_seed", -1)),
-            model_file=demo.attrs.get("model_file"),
-            low_dim=self.low_dim(i),
-            robot=self.robot,
-        )
+        try:
+            return Episode(
+                frames=self.frames(i, 0, t + 1),
+                actions=self.actions(i),
+                success=self.success(i),
+                states=states,
+                source=self.source(i),
+                start=int(demo.attrs.get("wm_start", -1)),
+                seed=int(demo.attrs.get("wm_seed", -1)),
+                model_file=demo.attrs.get("model_file"),
+                low_dim=self.low_dim(i),
+                robot=self.robot,
+            )
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {self.names[i]}: {error}") from error
 
     def episodes(self) -> Iterator[Episode]:
         """Every episode, in order."""
@@ -291,11 +306,12 @@ class EpisodeFile:
         return None
 
     @contextmanager
-    def _reading(self) -> Iterator[None]:
+    def _reading(self, i: int) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise OSError(f"{self.path} is damaged ({error}). {_MEND}") from error
+            where = f"{self.path}: {self.names[i]}"
+            raise OSError(f"{where} is damaged ({error}). {_MEND}") from error
 
 
 def load(
@@ -313,10 +329,10 @@ def load(
                 for i in range(len(file)):
                     try:
                         episodes.append(file.episode(i))
-                    except OSError as error:
+                    except (OSError, ValueError) as error:
                         if not skip_bad:
                             raise
-                        bad.append(f"{file.names[i]}: {error}")
+                        bad.append(str(error))
         except FileNotFoundError:
             raise
         except (OSError, ValueError) as error:
