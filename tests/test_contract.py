@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -300,6 +302,16 @@ def test_masks_that_are_empty_or_of_another_kind_are_refused(mask):
 def test_unknown_and_clashing_options_are_refused(options):
     with pytest.raises(ValueError, match="option"):
         ScriptedEnv([NEVER]).reset(options=options)
+
+
+def test_a_pool_of_another_split_or_task_is_refused():
+    named = "task 'Lift' and split 'train', got a pool of 'Lift' and 'test'; pass .*split='test'"
+    with pytest.raises(ValueError, match=named):
+        ScriptedEnv([NEVER], starts=fake_pool(split="test"))
+    with pytest.raises(ValueError, match="got a pool of 'Stack' and 'train'"):
+        ScriptedEnv([NEVER], starts=replace(fake_pool(), task="Stack"))
+    pool = fake_pool(split="test")
+    assert ScriptedEnv([NEVER], starts=pool, split="test").pool is pool
 
 
 def test_under_a_mask_without_start_rows_draw_the_next_of_their_own_stream():

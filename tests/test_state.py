@@ -293,7 +293,7 @@ def test_what_is_no_state_of_these_rows_is_refused_and_changes_nothing(make, arg
         ({"horizon": 8}, "'horizon': 8.*'horizon': 7"),
         ({"chunk": 2}, "'chunk': 2.*'chunk': 1"),
         ({"ignore_terminations": True}, "'ignore_terminations': True"),
-        ({"starts": fake_pool(split="test")}, "'split': 'test'.*'split': 'train'"),
+        ({"starts": fake_pool(split="test"), "split": "test"}, "'split': 'test'.*'split': 'train'"),
     ],
 )
 def test_a_state_of_a_world_with_other_rules_is_refused(make, options, message):

@@ -161,7 +161,7 @@ def play_both(
     }
     n, found = min(ROWS, config.episodes), {}
     for world, options in worlds.items():
-        options |= {"starts": pool, "chunk": policy.chunk}
+        options |= {"starts": pool, "split": pool.split, "chunk": policy.chunk}
         with closing(make_env(config.task, world, n, **options)) as env:
             player = NoisyPolicy(policy, noise, config.seed, env)
             starts = range(config.episodes)

@@ -208,7 +208,7 @@ def replay_pairs(
     policy = models.policies[name]
     n, horizon = min(ROWS, config.episodes), get_task(config.task).horizon
     firsts = range(0, config.episodes, n)
-    options = {"starts": pool, "chunk": policy.chunk, "horizon": horizon}
+    options = {"starts": pool, "split": pool.split, "chunk": policy.chunk, "horizon": horizon}
     options |= {"return_frames": True, "ignore_terminations": True}
     world = {"world_model": models.world_model, "success": models.success, "dtype": DTYPE}
     decisions = 2 * len(firsts) * -(-horizon // policy.chunk)

@@ -144,7 +144,7 @@ def play_family(
     sequences = perturbed(family, successes, config.seed)
     n, horizon = min(ROWS, len(sequences)), get_task(config.task).horizon
     firsts = range(0, len(sequences), n)
-    options = {"starts": pool, "chunk": CHUNK, "horizon": horizon}
+    options = {"starts": pool, "split": pool.split, "chunk": CHUNK, "horizon": horizon}
     options |= {"return_frames": True, "ignore_terminations": True}
     models = {"world_model": model, "success": classifier, "dtype": DTYPE}
     decisions = 2 * len(firsts) * -(-horizon // CHUNK)

@@ -108,7 +108,7 @@ def play_aside(
     actions[:steps] = np.stack([e.actions[:steps] for e in episodes], axis=1)
     chunks = actions.reshape(decisions, CHUNK, n, -1).swapaxes(1, 2)
     options = {"starts": starts, "chunk": CHUNK, "horizon": steps, "workers": workers}
-    options |= {"return_frames": True, "ignore_terminations": True}
+    options |= {"split": pool.split, "return_frames": True, "ignore_terminations": True}
     with (
         closing(make_env(task, "real", n, **options)) as env,
         tqdm(total=decisions, desc="aside", unit="decision") as bar,

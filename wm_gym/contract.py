@@ -28,7 +28,7 @@ from wm_gym.checks import (
     to_numpy,
 )
 from wm_gym.noise import row_choice
-from wm_gym.starts import StartPool, load_starts
+from wm_gym.starts import StartPool, starts_for
 from wm_gym.state import WorldState, check_state
 from wm_gym.tasks import get_task
 
@@ -108,7 +108,7 @@ class WorldVectorEnv(VectorEnv):
         self.output = check_choice("output", output, ("numpy", "torch"))
         self.render_mode = check_choice("render_mode", render_mode, (None, "rgb_array"))
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
-        self.pool = starts if isinstance(starts, StartPool) else load_starts(task, split, starts)
+        self.pool = starts_for(self.task.name, split, starts)
         self.instructions = [self.task.instruction] * self.num_envs
 
         image = Box(0, 255, self.pool.frames.shape[1:], np.uint8)

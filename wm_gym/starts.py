@@ -99,6 +99,22 @@ def load_starts(task: str, split: str, folder: Path | str | None = None) -> Star
         ) from error
 
 
+def starts_for(task: str, split: str, given: StartPool | Path | str | None) -> StartPool:
+    """Return a pool as it is given, or what `load_starts` reads.
+
+    Raises ValueError where the pool is of another task or split, and what `load_starts` does.
+    """
+    if not isinstance(given, StartPool):
+        return load_starts(task, split, given)
+    if (given.task, given.split) != (task, split):
+        raise ValueError(
+            f"Expected starts of task {task!r} and split {split!r}, got a pool of {given.task!r} "
+            f"and {given.split!r}; pass task={given.task!r} and split={given.split!r}, or another "
+            "pool."
+        )
+    return given
+
+
 def save_starts(pools: Sequence[StartPool], folder: Path | str) -> Path:
     """Write the splits of one task to `folder`/starts.npz, all or nothing, and return the path.
 
