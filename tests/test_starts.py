@@ -66,6 +66,16 @@ def test_a_split_given_twice_is_refused(tmp_path):
         save_starts([fake_pool(5), fake_pool(5)], tmp_path)
 
 
+def test_moments_of_episodes_are_not_saved_as_starts(tmp_path):
+    pool = fake_pool(2)
+    unknown = replace(pool, states=np.array([[0.0], [np.nan]]))
+    later = replace(pool, past=np.zeros((2, 3, 8, 8, 3), np.uint8))
+    for moments in (unknown, later):
+        with pytest.raises(ValueError, match="without a past, got moments.*save_moments"):
+            save_starts([moments], tmp_path)
+    assert not (tmp_path / "starts.npz").exists()
+
+
 def test_unknown_splits_and_tasks_are_named(tmp_path):
     with pytest.raises(ValueError, match="Unknown split 'dev'"):
         load_starts("Lift", "dev", tmp_path)

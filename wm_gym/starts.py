@@ -119,12 +119,18 @@ def save_starts(pools: Sequence[StartPool], folder: Path | str) -> Path:
     """Write the splits of one task to `folder`/starts.npz, all or nothing, and return the path.
 
     Raises ValueError where two pools share a task-and-split, belong to different tasks, or hold
-    the same simulator state: the splits are disjoint.
+    the same simulator state: the splits are disjoint. So it does for starts in the middle of an
+    episode, which the file has no place for: draw these anew, with `with_moments`.
     """
     if len({pool.task for pool in pools}) != 1 or len({p.split for p in pools}) != len(pools):
         names = [f"{pool.task}/{pool.split}" for pool in pools]
         raise ValueError(f"Expected distinct splits of one task, got {names}; save tasks apart.")
     states = np.concatenate([pool.states for pool in pools])
+    if np.isnan(states).any() or any(pool.past is not None for pool in pools):
+        raise ValueError(
+            "Expected starts with simulator states and without a past, got moments of recorded "
+            "episodes; save the pool from before with_moments, and the moments by save_moments."
+        )
     if len(np.unique(states, axis=0)) != len(states):
         raise ValueError(
             f"{len(states) - len(np.unique(states, axis=0))} of {len(states)} starts repeat "
