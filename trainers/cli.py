@@ -38,6 +38,7 @@ from trainers.overoptimize import OveroptimizeConfig, overoptimize
 from trainers.quickstart import QuickstartConfig, quickstart
 from trainers.report import ReportConfig, report
 from trainers.wmpo import WMPOConfig
+from wm_gym.machine import cores
 
 STAGES = {**wmpo.STAGES, "controls": compare.controls, "test": compare.test}
 
@@ -115,8 +116,7 @@ def set_threads() -> None:
     """Let PyTorch use the cores this process may use; more threads than cores collapse."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(min(torch.get_num_threads(), cores or 1))
+    torch.set_num_threads(min(torch.get_num_threads(), cores()))
 
 
 def _plain(function: Callable[[Any], Any], config: type) -> Callable[..., Any]:

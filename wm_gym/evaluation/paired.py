@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shlex
 import subprocess
@@ -25,6 +24,7 @@ from wm_gym.evaluation.statistics import (
     rate,
 )
 from wm_gym.files import replacing
+from wm_gym.machine import cores
 
 
 def run_row(
@@ -104,7 +104,7 @@ def provenance(seeds: Sequence[int]) -> dict[str, Any]:
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": _commit(),
-        "machine": {"cpu": _cpu(), "cores": _cores(), "gpu": gpu},
+        "machine": {"cpu": _cpu(), "cores": cores(), "gpu": gpu},
         "seeds": list(seeds),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -170,8 +170,3 @@ def _cpu() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def _cores() -> int:
-    """Cores this process may use; machines lend fewer than they have."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

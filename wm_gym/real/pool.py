@@ -17,6 +17,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from wm_gym.machine import cores
 from wm_gym.real.rendering import choose_gl
 from wm_gym.tasks import Task
 
@@ -40,7 +41,7 @@ class SimulationPool:
         timeout: float = CALL_TIMEOUT,
     ) -> None:
         """Start the processes; raises ImportError or RuntimeError when robosuite cannot run."""
-        self.workers = workers or os.cpu_count() or 1
+        self.workers = workers or cores()
         self.timeout = timeout
         self._arguments = (task, full_meshes)
         self._lock = threading.Lock()
