@@ -90,6 +90,7 @@ OWN = {
 def everything(starts, tmp_path, monkeypatch):
     """Set every option of a backend to something else than its default."""
     monkeypatch.setattr("wm_gym.real.vector.SimulationPool", worlds.Ladder)
+    monkeypatch.setitem(wm_gym.TASKS, "Lift", worlds.SMALL)
     save_starts([fakes.fake_pool(split="validation")], tmp_path)
     named = {"world_model": "some/model", "success": "some/classifier"}
 

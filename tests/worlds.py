@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -12,6 +13,7 @@ from wm_gym.contract import WorldVectorEnv
 from wm_gym.real import vector
 from wm_gym.real.vector import RealVectorEnv
 from wm_gym.real.worker import Playback
+from wm_gym.tasks import TASKS
 
 
 class Ladder:
@@ -51,9 +53,14 @@ class Ladder:
         self.closed = True
 
 
+SMALL = replace(TASKS["Lift"], image_size=SIZE)
+"""The task that ladders draw."""
+
+
 def ladder(num_envs: int = 1, **options: Any) -> RealVectorEnv:
     """Make a real world of ladders: start s shows the level 100 + s and has the state [s]."""
-    with mock.patch.object(vector, "SimulationPool", Ladder):
+    pool = mock.patch.object(vector, "SimulationPool", Ladder)
+    with pool, mock.patch.dict(TASKS, Lift=SMALL):
         return RealVectorEnv("Lift", num_envs, **{"starts": fake_pool()} | options)
 
 

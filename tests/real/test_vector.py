@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tests.fakes import fake_pool
-from tests.worlds import Ladder, assert_same
+from tests.worlds import SMALL, Ladder, assert_same
 from wm_gym.real import vector
 from wm_gym.real.vector import RealVectorEnv
+from wm_gym.tasks import TASKS
 
 
 @pytest.fixture
 def ladder(monkeypatch):
     """Make an environment of ladders: start s shows the level 100 + s and has the state [s]."""
     monkeypatch.setattr(vector, "SimulationPool", Ladder)
+    monkeypatch.setitem(TASKS, "Lift", SMALL)
 
     def make(num_envs: int = 2, **options) -> RealVectorEnv:
         options = {"starts": fake_pool(), "autoreset_mode": "Disabled"} | options
@@ -140,10 +144,21 @@ def test_closing_ends_the_simulators(ladder):
     assert env._simulations.closed
 
 
-@pytest.mark.parametrize(("cores", "rows", "workers"), [(4, 3, 3), (2, 3, 2), (None, 3, 1)])
+@pytest.mark.parametrize(("cores", "rows", "workers"), [(4, 3, 3), (2, 3, 2), (1, 3, 1)])
 def test_there_are_as_many_workers_as_rows_or_cores(ladder, monkeypatch, cores, rows, workers):
-    monkeypatch.setattr(vector.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
     assert ladder(rows)._simulations.workers == workers
+
+
+def test_starts_that_are_no_simulator_states_are_refused_before_a_worker_starts(monkeypatch):
+    monkeypatch.setattr(vector, "SimulationPool", None)  # must not be asked
+    small = "draws 64 x 64 pictures and the starts are 8 x 8"
+    with pytest.raises(ValueError, match=small):
+        RealVectorEnv("Lift", starts=fake_pool())
+    unknown = replace(fake_pool(2, image_size=64), states=np.array([[0.0], [np.nan]]))
+    with pytest.raises(ValueError, match="known by their pictures alone"):
+        RealVectorEnv("Lift", starts=unknown)
 
 
 def test_workers_must_be_a_positive_number(ladder):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 
 from wm_gym.checks import check_count
 from wm_gym.contract import Played, WorldVectorEnv
+from wm_gym.machine import cores
 from wm_gym.real.pool import CALL_TIMEOUT, SimulationPool
 from wm_gym.real.worker import Playback
 
@@ -38,20 +38,27 @@ class RealVectorEnv(WorldVectorEnv):
     ) -> None:
         """Start the simulators; `contract` holds the keywords of `WorldVectorEnv`."""
         super().__init__(task, num_envs, **contract)
-        if self.pool.past is not None:
-            raise ValueError(
-                "These starts are moments of recorded episodes, known by their pictures alone; the "
-                "real world needs a simulator's state: use starts that were drawn in it."
-            )
-        if workers is None:
-            workers = min(num_envs, os.cpu_count() or 1)
-        check_count("workers", workers)
+        self._check_starts()
+        workers = min(num_envs, cores()) if workers is None else check_count("workers", workers)
         if not timeout > 0:
             raise ValueError(f"timeout must be a positive number of seconds, got {timeout!r}.")
         self._simulations = SimulationPool(self.task, workers, full_meshes, timeout)
         self._states = np.zeros((num_envs, self.pool.states.shape[1]))
         self.playbacks: list[Playback | None] = [None] * num_envs
         """What the simulators said of every row's last step; None of rows that did not play."""
+
+    def _check_starts(self) -> None:
+        if self.pool.past is not None or np.isnan(self.pool.states).any():
+            raise ValueError(
+                "These starts are moments of recorded episodes, known by their pictures alone; the "
+                "real world needs a simulator's state: use starts that were drawn in it."
+            )
+        size, (height, width) = self.task.image_size, self.pool.frames.shape[1:3]
+        if (height, width) != (size, size):
+            raise ValueError(
+                f"The simulator draws {size} x {size} pictures and the starts are {height} x "
+                f"{width}; use starts of the simulator's size."
+            )
 
     def _begin(self, rows: np.ndarray, starts: np.ndarray) -> np.ndarray:
         self._states[rows] = self.pool.states[starts]
