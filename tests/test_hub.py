@@ -195,8 +195,17 @@ def test_unknown_config_key_is_refused(where, tiny, tmp_path):
         Tiny.from_pretrained(tmp_path)
 
 
-def test_config_that_is_not_json_is_named(tiny, tmp_path):
+@pytest.mark.parametrize(
+    ("text", "problem"), [("{", "Expecting"), ("[1]", "but a list"), ('"x"', "but a str")]
+)
+def test_config_that_is_no_json_object_is_named(tiny, tmp_path, text, problem):
     tiny.save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="config.json is not a JSON object"):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"config.json is not a JSON object \({problem}"):
         Tiny.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["./nothing", "user/na--me"])
+def test_a_name_that_the_hub_cannot_have_is_not_found(name):
+    with pytest.raises(FileNotFoundError, match=rf"No model '{name}'.*it is not a name on the Hub"):
+        Tiny.from_pretrained(name)

@@ -424,6 +424,15 @@ def test_named_models_are_loaded_once_and_missing_ones_are_named(tmp_path):
         imagined(success="nowhere")
 
 
+def test_a_model_that_is_written_anew_is_loaded_anew(tmp_path):
+    config = SuccessConfig(channels=8, side=2, vector=160)
+    loaded = []
+    for threshold in (0.25, 0.75):
+        SuccessClassifier(replace(config, threshold=threshold)).save_pretrained(tmp_path)
+        loaded.append(imagined(success=tmp_path).success.threshold)
+    assert loaded == [0.25, 0.75]
+
+
 def test_models_that_were_not_trained_together_are_refused():
     other = SuccessClassifier(SuccessConfig(channels=8, side=2, vector=161))
     with pytest.raises(ValueError, match="hold 192 numbers and the success classifier reads 193"):

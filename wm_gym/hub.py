@@ -16,7 +16,12 @@ from typing import Any, ClassVar, Self, get_args, get_type_hints
 
 import torch
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -196,6 +201,8 @@ def _find(name: str, asset: str, revision: str | None) -> tuple[Path, Path]:
             return tuple(
                 Path(hf_hub_download(name, f, revision=revision)) for f in (CONFIG, WEIGHTS)
             )
+        except HFValidationError as error:
+            problem = f"it is not a name on the Hub ({error.args[0].rstrip('.')})"
         except (HfHubHTTPError, EntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
             problem = f"the Hub says: {error}"
     raise FileNotFoundError(
@@ -207,8 +214,10 @@ def _find(name: str, asset: str, revision: str | None) -> tuple[Path, Path]:
 def _read_json(file: Path) -> tuple[str | None, dict[str, Any]]:
     try:
         values = json.loads(file.read_text())
+        if not isinstance(values, dict):
+            raise ValueError(f"but a {type(values).__name__}")
         return values.pop("class", None), values
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise ValueError(
             f"{file} is not a JSON object ({error}); save or download it again."
         ) from error

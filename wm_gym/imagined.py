@@ -275,13 +275,13 @@ def _concatenate(parts: list[Played], n: int) -> Played:
 def _world_model(given: Any, device: Any) -> WorldModel:
     if isinstance(given, torch.nn.Module):
         return given.eval() if device is None else given.to(device).eval()
-    return _load_world_model(str(given), _device(device))
+    return _load_world_model(str(given), _device(device), _written(given))
 
 
 def _success_classifier(given: Any, device: torch.device) -> SuccessClassifier:
     if isinstance(given, torch.nn.Module):
         return given.to(device).eval()
-    return _load_success_classifier(str(given), device)
+    return _load_success_classifier(str(given), device, _written(given))
 
 
 def _device(device: Any) -> torch.device:
@@ -289,15 +289,25 @@ def _device(device: Any) -> torch.device:
     return torch.device(default if device is None else device)
 
 
+def _written(name: str | Path) -> tuple[int, ...]:
+    """Say when the files of a folder were written, in ns: what is written anew is loaded anew."""
+    from wm_gym.hub import CONFIG, WEIGHTS
+
+    files = [Path(name).expanduser() / file for file in (CONFIG, WEIGHTS)]
+    return tuple(file.stat().st_mtime_ns for file in files if file.is_file())
+
+
 @lru_cache(maxsize=8)
-def _load_world_model(name: str, device: torch.device) -> WorldModel:
+def _load_world_model(name: str, device: torch.device, written: tuple[int, ...]) -> WorldModel:
     from wm_gym.world_model.loading import load_world_model
 
     return load_world_model(name, device=device)
 
 
 @lru_cache(maxsize=8)
-def _load_success_classifier(name: str, device: torch.device) -> SuccessClassifier:
+def _load_success_classifier(
+    name: str, device: torch.device, written: tuple[int, ...]
+) -> SuccessClassifier:
     from wm_gym.success.classifier import SuccessClassifier
 
     return SuccessClassifier.from_pretrained(name, device=device)
