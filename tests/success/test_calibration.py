@@ -132,6 +132,14 @@ def test_false_hits_are_counted_where_the_task_is_not_done():
     assert found.false_per_thousand == 125.0
 
 
+def test_a_threshold_beside_the_grid_is_judged_as_it_is():
+    # At 0.4 the failure is called a success too, at 0.42 only the lift is, at 0.45 nothing.
+    found = calibrate([spikes((2, 0.43)), spikes((3, 0.41))], labels(2, None), 1, 1, threshold=0.42)
+    assert (found.threshold, found.precision, found.recall, found.f1) == (0.42, 1, 1, 1)
+    assert (found.false_success, found.false_per_thousand) == (0, 0)
+    assert [t for t, *_ in found.by_threshold] == list(THRESHOLDS)
+
+
 def test_every_threshold_is_told_by_episode():
     # Up to 0.45 both episodes are called a success, which one is; to 0.6 one; then none.
     found = calibrate([spikes((2, 0.62)), spikes((3, 0.48))], labels(1, None), 1, 1)

@@ -133,6 +133,15 @@ def test_the_defaults_read_the_latents_of_nano():
     assert SuccessConfig().latent_size == WorldModelConfig().latent_size
 
 
+@pytest.mark.parametrize(
+    "rule", [{"window": 1}, {"hold_k": 4, "hold_n": 3}, {"hold_k": 0}, {"hold_k": 0, "hold_n": 0}]
+)
+def test_a_rule_that_no_step_can_meet_or_that_looks_at_one_frame_is_refused(rule):
+    with pytest.raises(ValueError, match="window of at least 2 and hold_k from 1 to hold_n, got"):
+        SuccessConfig(**rule)
+    assert SuccessConfig(window=2, hold_k=3, hold_n=3).hold_k == 3
+
+
 def test_the_verdict_rule_is_saved_with_the_weights(tmp_path):
     rule = {"threshold": 0.35, "hold_k": 3, "hold_n": 5}
     classifier = SuccessClassifier(replace(TINY, **rule))

@@ -104,7 +104,7 @@ def calibrate(
     probabilities, labels: (t,) float and bool, one pair an episode. The rule: among `THRESHOLDS`
     with a false-success rate of at most the limit, the best F1 by episode; of equal ones the
     middle. When none meets the limit, the one with the fewest false successes. `threshold`: report
-    what this one gives.
+    what this one gives, on that grid or not.
     """
     successes = [int(label.argmax()) if label.any() else None for label in labels]
     scores = {t: episode_scores(probabilities, successes, t, k, n) for t in THRESHOLDS}
@@ -117,13 +117,14 @@ def calibrate(
     curve, error = reliability_curve(every, done)
     false = 1000 * float((every[~done] >= threshold).mean()) if not done.all() else 0.0
     table = [(t, *s[:3]) for t, s in scores.items()]
-    return Calibration(threshold, error, curve, *scores[threshold], false, table)
+    chosen = episode_scores(probabilities, successes, threshold, k, n)
+    return Calibration(threshold, error, curve, *chosen, false, table)
 
 
 def choose_rule(
     imagined: Watched,
     recorded: Watched,
-    false_success_limit: float = 0.10,
+    false_success_limit: float,
     holds: tuple[int, ...] = (2, 4, 6, 8),
 ) -> tuple[int, Calibration, Calibration]:
     """Choose how long a success must hold, and the threshold.

@@ -33,6 +33,14 @@ class SuccessConfig:
     """Hits needed among the last `hold_n` windows for the step to count as a success."""
     hold_n: int = 3
 
+    def __post_init__(self) -> None:
+        """Check the rule; raises ValueError."""
+        if self.window < 2 or not 1 <= self.hold_k <= self.hold_n:
+            raise ValueError(
+                "Expected window of at least 2 and hold_k from 1 to hold_n, got "
+                f"window={self.window}, hold_k={self.hold_k}, hold_n={self.hold_n}."
+            )
+
     @property
     def latent_size(self) -> int:
         """Numbers in a latent: the grid, then the rest."""
