@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 
 import gymnasium as gym
@@ -46,6 +47,16 @@ def test_a_world_keeps_them_from_mode_to_mode(world, options):
 
 def test_a_world_keeps_them_with_exact_rows():
     check_world(partial(noisy, deterministic=True), [3])
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_a_world_that_gives_up_where_it_is_unsure_keeps_them_too(chunk):
+    unsure = partial(noisy, chunk=chunk, max_uncertainty=0.5, return_frames=chunk is not None)
+    with closing(unsure(3, horizon=9)) as env:
+        told = record(env, Plan.draw(env))
+    early = [c["truncated"] & (c["info.elapsed_steps"] < 9) for c in told.values() if FLAGS[1] in c]
+    assert np.any(early)  # the suite does meet it
+    check_world(unsure, [3])
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ class Ledger:
 
     def __init__(self, env: VectorEnv, mode: AutoresetMode, chunk: int) -> None:
         self.mode, self.chunk, self.horizon = mode, chunk, 2 * chunk + 1
+        self.unsure = getattr(env.unwrapped, "max_uncertainty", math.inf)
         self.ends = not getattr(env.unwrapped, "ignore_terminations", False)
         self.over = np.zeros(env.num_envs, bool)  # rows that wait for their reset
         self.last: dict[str, np.ndarray] = {}
@@ -78,10 +80,11 @@ class Ledger:
         first = active & now["success"] & ~self.last["success"]
         require(told["reward"] == first, "The reward is 1 on the first success, and else 0.")
         require(told["terminated"] == (first & self.ends), "`terminated` is the first success.")
-        at_horizon = active & ~told["terminated"] & (elapsed >= self.horizon)
+        out = (elapsed >= self.horizon) | (now["uncertainty"] > self.unsure)
         require(
-            told["truncated"] == at_horizon,
-            "`truncated` is the horizon, in control steps, without a success.",
+            told["truncated"] == (active & ~told["terminated"] & out),
+            "`truncated` is the horizon, in control steps, or an `uncertainty` of more than "
+            "`max_uncertainty`, without a success.",
         )
 
     def _check_frames(self, active: np.ndarray, now: dict) -> None:
