@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import vector as wrappers
 
 from tests.fakes import ScriptedEnv, fake_pool, imagined
+from wm_gym.checks import to_numpy
 
 NEVER = 99
 MODES = ["NextStep", "SameStep", "Disabled"]
@@ -302,6 +303,15 @@ def test_masks_that_are_empty_or_of_another_kind_are_refused(mask):
 def test_unknown_and_clashing_options_are_refused(options):
     with pytest.raises(ValueError, match="option"):
         ScriptedEnv([NEVER]).reset(options=options)
+
+
+def test_actions_in_bfloat16_are_played():
+    """0.3 is 0.30078125 there."""
+    env = imagined(1, horizon=9)
+    env.reset(seed=0)
+    halves = torch.full((1, 7), 0.3, dtype=torch.bfloat16)
+    assert to_numpy(halves).dtype == np.float32 and (to_numpy(halves) == 0.30078125).all()
+    assert env.step(halves)[-1]["played"].tolist() == [1]
 
 
 def test_a_pool_of_another_split_or_task_is_refused():

@@ -18,8 +18,14 @@ OPTIONS = ("reset_mask", "start", "frames", "actions")
 
 
 def to_numpy(value: Any) -> np.ndarray:
-    """Bring a tensor or anything array-like to the host, without a copy where possible."""
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    """Bring a tensor or anything array-like to the host, without a copy where possible.
+
+    bfloat16 becomes float32: numpy has no such numbers.
+    """
+    if not isinstance(value, torch.Tensor):
+        return np.asarray(value)
+    value = value.float() if value.dtype == torch.bfloat16 else value
+    return value.detach().cpu().numpy()
 
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
