@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from wm_gym.data import EpisodeWriter
 from wm_gym.data.windows import Windows, deal, holdout_episodes
 
 
@@ -29,14 +28,6 @@ def two(make_episode):
 def measured(t: int, more: int) -> dict[str, np.ndarray]:
     i = np.arange(t + 1, dtype=np.float32)[:, None]
     return {"grip": more + 5 + i, "hand": more + np.concatenate([i, -i], 1)}
-
-
-@pytest.fixture
-def files(two, tmp_path):
-    with EpisodeWriter(tmp_path / "a.hdf5", {}) as writer:
-        for episode in two:
-            writer.append(episode)
-    return tmp_path / "a.hdf5"
 
 
 def test_every_step_of_every_episode_is_a_window(two):
@@ -75,24 +66,11 @@ def test_shapes_and_dtypes(two):
     }
 
 
-def test_reading_from_disk_gives_the_same_batches(files):
-    held, read = (Windows(files, body=("hand",), in_memory=m) for m in (True, False))
-    every = torch.arange(5)
-    a, b = held.batch(every), read.batch(every)
-    assert all(torch.equal(a[key], b[key]) for key in a)
-
-
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_a_body_is_what_is_measured_at_a_step_and_after_it(two, in_memory):
+def test_a_body_is_what_is_measured_at_a_step_and_after_it(two):
     """Of the last window, the last row is repeated."""
-    windows = Windows(two, block=2, body=("grip",), in_memory=in_memory)
+    windows = Windows(two, block=2, body=("grip",))
     body = windows.batch([1, 4])["body"]
     assert body.tolist() == [[[6], [7], [8]], [[16], [17], [17]]] and body.dtype == torch.float32
-
-
-def test_a_body_is_gathered_from_files(files):
-    body = Windows(files, block=2, body=("grip",), in_memory=False).batch([1, 4])["body"]
-    assert body.tolist() == [[[6], [7], [8]], [[16], [17], [17]]]
 
 
 @pytest.mark.parametrize(
@@ -114,12 +92,6 @@ def test_the_body_lasts_as_long_as_the_window(two):
     assert windows.lasting(3).batch([0])["body"].flatten().tolist() == [5, 6, 7, 8]
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_batches_come_on_the_device_asked_for(two, in_memory):
-    batch = Windows(two, body=("grip",), in_memory=in_memory).to("meta").batch([0, 4])
-    assert {part.device.type for part in batch.values()} == {"meta"}
-
-
 def test_a_body_that_an_episode_does_not_hold_is_refused(two, make_episode):
     known = r"An episode of 'play' holds no feet, eyes; it has \['grip', 'hand'\]"
     with pytest.raises(ValueError, match=known):
@@ -133,13 +105,6 @@ def test_a_part_that_is_no_slice_of_whole_numbers_is_refused(two, name):
     with pytest.raises(ValueError, match=r'such as "object\[:3\]"; got \[') as error:
         Windows(two, body=(name,))
     assert name[4:] in str(error.value)
-
-
-def test_a_body_that_a_file_does_not_hold_is_refused(files, make_episode):
-    with EpisodeWriter(files, {}) as writer:
-        writer.append(make_episode(2, t=2))
-    with pytest.raises(ValueError, match=r"a\.hdf5: demo_2 holds no grip.*pictures alone"):
-        Windows(files, body=("grip",))
 
 
 def test_weights_draw_a_source_more_often(two):

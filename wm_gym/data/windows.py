@@ -4,70 +4,57 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from wm_gym.data.episodes import Episode, EpisodeFile
-from wm_gym.data.measurements import measured, measurements
+from wm_gym.data.episodes import Episode
+from wm_gym.data.measurements import measured
 
 
 class Windows:
     """World-model windows: one for every step s of every episode.
 
-    `episodes` are `Episode`s or robomimic files; `weights` is the relative chance of a window by
-    source (1 where not named). With `in_memory=True` all pictures lie in one uint8 tensor and a
-    batch is one gather; with False, files are read window by window. `latents`, (t + 1, ...)
-    of every episode, are gathered in the place of its pictures where they are given.
+    `weights` is the relative chance of a window by source (1 where not named). All pictures lie in
+    one uint8 tensor and a batch is one gather. `latents`, (t + 1, ...) of every episode, are
+    gathered in the place of its pictures where they are given.
     """
 
     def __init__(
         self,
-        episodes: Sequence[Episode] | str | Path | Sequence[str | Path],
+        episodes: Sequence[Episode],
         *,
         memory: int = 4,
         block: int = 8,
         weights: Mapping[str, float] | None = None,
         body: Sequence[str] = (),
-        in_memory: bool = True,
         latents: Sequence[Tensor] | None = None,
     ) -> None:
         """Index all windows; raises ValueError when pictures differ in size or there are none.
 
         `body`: keys of `Episode.low_dim` to gather; ValueError names one that is not recorded.
         """
+        _check_pictures(episodes)
         self.memory, self.block = memory, block
-        self.store = _open(episodes, in_memory, tuple(body), latents)
-        lengths = self.store.lengths
-        self.episode = torch.repeat_interleave(torch.arange(len(lengths)), lengths)  # (windows,)
-        self.time = torch.cat([torch.arange(int(t)) for t in lengths])  # (windows,)
-        unknown = set(weights or {}) - set(self.store.sources)
-        if unknown:
-            raise ValueError(
-                f"weights name sources {sorted(unknown)} that no episode has; "
-                f"known: {sorted(set(self.store.sources))}."
-            )
-        chances = [float((weights or {}).get(s, 1.0)) for s in self.store.sources]
-        self.by_episode = torch.tensor(chances, dtype=torch.float64)  # (episodes,)
+        self.lengths = torch.tensor([len(e) for e in episodes])  # (episodes,) control steps
+        self.episode = torch.repeat_interleave(torch.arange(len(episodes)), self.lengths)
+        self.time = torch.cat([torch.arange(len(e)) for e in episodes])  # both (windows,)
+        self.by_episode = _chances([e.source for e in episodes], weights or {})  # (episodes,)
         self.weights = _checked(self.by_episode[self.episode], len(self))  # (windows,)
+        # One row a frame, of all episodes one after the other; actions end with a row of 0.
+        self._first = torch.cumsum(self.lengths + 1, 0) - self.lengths - 1
+        pictures = [torch.from_numpy(e.frames) for e in episodes] if latents is None else latents
+        self._frames = torch.cat([*pictures])
+        acts = [torch.from_numpy(e.actions) for e in episodes]
+        self._actions = torch.cat([F.pad(rows, (0, 0, 0, 1)) for rows in acts])
+        self._body = torch.cat([torch.from_numpy(measured(e, body)) for e in episodes])
 
     def __len__(self) -> int:
         """Windows."""
         return len(self.time)
-
-    @property
-    def sources(self) -> list[str]:
-        """The source of every window's episode."""
-        return [self.store.sources[e] for e in self.episode.tolist()]
-
-    def to(self, device: torch.device | str) -> Self:
-        """A view whose batches come on `device`; in-memory pictures move there once."""
-        moved = copy.copy(self)
-        moved.store = self.store.to(device)
-        return moved
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw n windows with replacement, in proportion to `weights`; (n,) int64 indices."""
@@ -102,21 +89,27 @@ class Windows:
         body     (b, 1 + block, p) float32: what `body` names at s and after, padded with the last
         """
         episode, s = self._pick(indices)
-        last = self.store.lengths[episode][:, None]  # (b, 1)
+        last = self.lengths[episode][:, None]  # (b, 1)
         past = (s + torch.arange(1 - self.memory, 1)).clamp(min=0)  # (b, memory)
         step = s + torch.arange(self.block)  # (b, block)
         frames = torch.cat([past, torch.minimum(step + 1, last)], 1)
-        pictures = self.store.frames(episode, frames)
-        valid = (step < last).to(pictures.device)
-        actions = self.store.actions(episode, torch.minimum(step, last - 1))
+        pictures = self._gather(self._frames, episode, frames)
+        valid = step < last
+        actions = self._gather(self._actions, episode, torch.minimum(step, last - 1))
+        told = torch.minimum(torch.cat([s, step + 1], 1), last)  # (b, 1 + block)
         return {
-            "anchor": self.store.frames(episode, torch.zeros_like(s))[:, 0],
+            "anchor": self._gather(self._frames, episode, torch.zeros_like(s))[:, 0],
             "memory": pictures[:, : self.memory],
             "future": pictures[:, self.memory :],
             "actions": actions * valid[:, :, None],
             "valid": valid,
-            "body": self.store.body(episode, torch.minimum(torch.cat([s, step + 1], 1), last)),
+            "body": self._gather(self._body, episode, told),
         }
+
+    def _gather(self, table: Tensor, episode: Tensor, index: Tensor) -> Tensor:
+        """Rows `index` (b, k) of episodes (b,) of a table: (b, k, ...)."""
+        rows = (self._first[episode][:, None] + index).flatten()
+        return table.index_select(0, rows).view(*index.shape, *table.shape[1:])
 
 
 def holdout_episodes(sources: Sequence[str], fraction: float, seed: int) -> list[int]:
@@ -157,6 +150,24 @@ def deal(sources: Sequence[str], folds: int, seed: int) -> np.ndarray:
     return fold
 
 
+def _check_pictures(episodes: Sequence[Episode]) -> None:
+    if not episodes:
+        raise ValueError("No episodes to take windows from; collect some first.")
+    shapes = {e.frames.shape[1:] for e in episodes}
+    if len(shapes) > 1:
+        raise ValueError(f"Pictures must all have one size; got {sorted(shapes)}. Resize them.")
+
+
+def _chances(sources: Sequence[str], weights: Mapping[str, float]) -> Tensor:
+    """How often to draw a window of each episode, by its source, float64 (episodes,)."""
+    if unknown := set(weights) - set(sources):
+        raise ValueError(
+            f"weights name sources {sorted(unknown)} that no episode has; "
+            f"known: {sorted(set(sources))}."
+        )
+    return torch.tensor([float(weights.get(s, 1.0)) for s in sources], dtype=torch.float64)
+
+
 def _checked(weights: Tensor, n: int) -> Tensor:
     if weights.shape != (n,) or not bool((weights >= 0).all() & weights.any()):
         raise ValueError(
@@ -164,116 +175,3 @@ def _checked(weights: Tensor, n: int) -> Tensor:
             f"{tuple(weights.shape)}, {weights}."
         )
     return weights
-
-
-class _Memory:
-    """All pictures and actions as flat tensors; a batch is one index_select."""
-
-    def __init__(self, reader: _Reader, latents: Sequence[Tensor] | None = None) -> None:
-        self.lengths, self.sources, self.success = reader.lengths, reader.sources, reader.success
-        self._first = torch.cumsum(self.lengths + 1, 0) - self.lengths - 1
-        total = int(self.lengths.sum()) + len(self.lengths)
-        self._actions = torch.zeros(total, reader.acts[0].shape[1])
-        self._body = torch.cat(reader.bodies)
-        for first, actions in zip(self._first.tolist(), reader.acts, strict=True):
-            self._actions[first : first + len(actions)] = actions
-        self._frames = self._pictures(reader, total) if latents is None else torch.cat([*latents])
-
-    def _pictures(self, reader: _Reader, total: int) -> Tensor:
-        frames = torch.empty(total, *reader.read(0, 0, 1).shape[1:], dtype=torch.uint8)
-        for e, (first, t) in enumerate(
-            zip(self._first.tolist(), self.lengths.tolist(), strict=True)
-        ):
-            frames[first : first + t + 1] = torch.from_numpy(reader.read(e, 0, t + 1))
-        return frames
-
-    def to(self, device: torch.device | str) -> _Memory:
-        moved = copy.copy(self)
-        for name in ("_frames", "_actions", "_body"):
-            setattr(moved, name, getattr(self, name).to(device))
-        return moved
-
-    def frames(self, episode: Tensor, index: Tensor) -> Tensor:
-        return self._take(self._frames, episode, index)
-
-    def actions(self, episode: Tensor, index: Tensor) -> Tensor:
-        return self._take(self._actions, episode, index)
-
-    def body(self, episode: Tensor, index: Tensor) -> Tensor:
-        return self._take(self._body, episode, index)
-
-    def _take(self, table: Tensor, episode: Tensor, index: Tensor) -> Tensor:
-        rows = (self._first[episode][:, None] + index).flatten().to(table.device)
-        return table.index_select(0, rows).view(*index.shape, *table.shape[1:])
-
-
-class _Reader:
-    """Pictures read when asked for, from episodes or files; everything else is held."""
-
-    def __init__(
-        self, episodes: Sequence[Episode] | Sequence[EpisodeFile], body: Sequence[str]
-    ) -> None:
-        self._at: list[tuple[Episode | EpisodeFile, int]] = []
-        for item in episodes:
-            count = len(item) if isinstance(item, EpisodeFile) else 1
-            self._at += [(item, i) for i in range(count)]
-        if not self._at:
-            raise ValueError("No episodes to take windows from; collect some first.")
-        held = [_facts(item, i, body) for item, i in self._at]
-        acts, success, bodies, sources = zip(*held, strict=True)
-        self.acts, self.success, self.bodies = (
-            [torch.from_numpy(array) for array in arrays] for arrays in (acts, success, bodies)
-        )
-        self.sources = list(sources)
-        self.lengths = torch.tensor([len(actions) for actions in self.acts])
-        self._device: torch.device | str = "cpu"
-        shapes = {self.read(e, 0, 1).shape[1:] for e in range(len(self._at))}
-        if len(shapes) > 1:
-            raise ValueError(f"Pictures must all have one size; got {sorted(shapes)}. Resize them.")
-
-    def read(self, episode: int, a: int, b: int) -> np.ndarray:
-        item, i = self._at[episode]
-        return item.frames(i, a, b) if isinstance(item, EpisodeFile) else item.frames[a:b]
-
-    def to(self, device: torch.device | str) -> _Reader:
-        moved = copy.copy(self)
-        moved._device = device
-        return moved
-
-    def frames(self, episode: Tensor, index: Tensor) -> Tensor:
-        rows = []
-        for e, wanted in zip(episode.tolist(), index.numpy(), strict=True):
-            a = int(wanted.min())
-            rows.append(self.read(e, a, int(wanted.max()) + 1)[wanted - a])
-        return torch.from_numpy(np.stack(rows)).to(self._device)
-
-    def actions(self, episode: Tensor, index: Tensor) -> Tensor:
-        return self._gather(self.acts, episode, index)
-
-    def body(self, episode: Tensor, index: Tensor) -> Tensor:
-        return self._gather(self.bodies, episode, index)
-
-    def _gather(self, held: list[Tensor], episode: Tensor, index: Tensor) -> Tensor:
-        rows = [held[e][i] for e, i in zip(episode.tolist(), index, strict=True)]
-        return torch.stack(rows).to(self._device)
-
-
-def _facts(
-    item: Episode | EpisodeFile, i: int, body: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
-    if isinstance(item, EpisodeFile):
-        found = item.low_dim(i) if body else {}
-        rows = measurements(found, body, item.lengths[i] + 1, f"{item.path}: {item.names[i]}")
-        return item.actions(i), item.success(i), rows, item.source(i)
-    return item.actions, item.success, measured(item, body), item.source
-
-
-def _open(
-    episodes: Sequence[Episode] | str | Path | Sequence[str | Path],
-    in_memory: bool,
-    body: tuple[str, ...],
-    latents: Sequence[Tensor] | None,
-) -> _Memory | _Reader:
-    items = [episodes] if isinstance(episodes, str | Path) else list(episodes)
-    reader = _Reader([x if isinstance(x, Episode) else EpisodeFile(x) for x in items], body)
-    return _Memory(reader, latents) if in_memory else reader

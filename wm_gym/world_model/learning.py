@@ -208,7 +208,7 @@ def clips(windows: Windows, length: int, beginnings: float) -> Windows:
     A share `beginnings` of the draws begins an episode, as play does; the others begin wherever a
     whole clip is left, episodes counting by their length and their chance.
     """
-    lengths = windows.store.lengths
+    lengths = windows.lengths
     left = lengths[windows.episode] - windows.time
     whole = ((left >= length) | (windows.time == 0)).double()
     share = lengths * windows.by_episode
