@@ -22,6 +22,7 @@ import wm_gym  # noqa: F401  registers the environments
 from policies.base import Act, Policy
 from wm_gym.tasks import get_task
 
+DTYPES = ("float32", "bfloat16")  # that a policy plays and learns in
 FOREIGN_STARTS = 2**20  # starts of an environment without a pool are seeds: take them from these
 
 

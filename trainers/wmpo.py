@@ -19,8 +19,8 @@ import torch
 
 from policies.token import TokenVLA, TokenVLAConfig
 from trainers import bc, grpo
-from trainers.rollout import autocast, evaluate, make_env
-from wm_gym.checks import check_choice
+from trainers.rollout import DTYPES, autocast, evaluate, make_env
+from wm_gym.checks import check_choice, check_count, check_unset
 from wm_gym.data.collection import TAIL, draw_starts, record_expert, record_policy
 from wm_gym.data.episodes import Episode, load
 from wm_gym.data.moments import draw_moments, with_moments
@@ -53,7 +53,8 @@ class WMPOConfig:
 
     task: str = "Lift"
     budget: int = 128
-    """Real episodes of the base policy (the paper's P: 128 or 1280)."""
+    """Real episodes of the base policy, each from a start of its own: at most 512 (the paper's P is
+    128 or 1280)."""
     demonstrations: int = 7
     """Real episodes of the scripted expert that the base policy clones."""
     play: int = 290
@@ -306,9 +307,39 @@ def do(stage: str, config: WMPOConfig, stages: Mapping[str, Stage]) -> dict[str,
 
 
 def check(config: WMPOConfig, presets: Iterable[str] = PRESETS) -> None:
-    """Raise ValueError for an unknown task or preset."""
+    """Raise ValueError for an unknown task or preset, and for options that do not fit."""
     get_task(config.task)
     check_choice("preset", config.preset, tuple(presets))
+    check_choice("clone.dtype", config.clone.dtype, DTYPES)
+    grpo.check(config.grpo, config.imagined_envs, config.grpo.eval_episodes)
+    check_unset("clone.seed", config.clone.seed, bc.BCConfig().seed, "seed")
+    check_unset(
+        "world_model.seed", config.world_model.seed, WorldModelTrainingConfig().seed, "seed"
+    )
+    check_unset("success.seed", config.success.seed, SuccessTrainingConfig().seed, "seed")
+    check_unset("grpo.seed", config.grpo.seed, grpo.GRPOConfig().seed, "seed and grpo_seeds")
+    seeds = config.grpo_seeds
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"grpo_seeds must be one or more different seeds, got {seeds}.")
+    _check_starts(config)
+
+
+def _check_starts(config: WMPOConfig) -> None:
+    """Raise ValueError where more real episodes are asked for than there are starts for them."""
+    for name in ("budget", "demonstrations"):
+        check_count(name, getattr(config, name))
+    if config.play < 0:
+        raise ValueError(f"play must be at least 0, got {config.play}.")
+    asked = {
+        "budget": config.budget,
+        "play and demonstrations together": config.play + config.demonstrations,
+    }
+    for name, n in asked.items():
+        if n > STARTS["train"]:
+            raise ValueError(
+                f"{name} must be at most {STARTS['train']}, got {n}: every episode begins at a "
+                f"training start of its own, and there are {STARTS['train']}."
+            )
 
 
 def simulations(config: WMPOConfig) -> SimulationPool:

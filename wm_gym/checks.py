@@ -50,6 +50,14 @@ def check_limit(name: str, value: Any) -> float:
     return float(value)
 
 
+def check_unset(name: str, value: Any, default: Any, instead: str) -> None:
+    """Raise ValueError where an option is set that follows another one."""
+    if value != default:
+        raise ValueError(
+            f"{name} follows {instead}: set that, and leave {name} out; got {value!r}."
+        )
+
+
 def check_size(episodes: Sequence[Episode], size: int) -> None:
     """Raise ValueError where pictures of episodes are not as large as a world model draws them."""
     found = {e.frames.shape[1:3] for e in episodes}

@@ -157,8 +157,34 @@ def test_validated_policies_are_kept_to_choose_from(tmp_path):
 
 
 def test_environments_must_fit_groups(tmp_path):
-    with pytest.raises(ValueError, match=r"num_envs \(6\) must be a multiple of group_size \(4\)"):
+    told = r"imagined_envs \(num_envs .* must be a multiple of grpo.group_size \(4\), got 6"
+    with pytest.raises(ValueError, match=told):
         train(CONFIG, tmp_path, env=hard(6))
+
+
+@pytest.mark.parametrize("name", grpo.COUNTS)
+def test_counts_are_at_least_one(name):
+    with pytest.raises(ValueError, match=f"grpo.{name} must be an integer at least 1, got 0"):
+        grpo.check(replace(CONFIG, **{name: 0}), 16, 8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "envs", "message"),
+    [
+        ({"group_size": 1}, (16, 8), "grpo.group_size must be at least 2"),
+        ({"dtype": "half"}, (16, 8), "grpo.dtype must be one of 'float32', 'bfloat16', got 'half'"),
+        ({"temperature": 0.0}, (16, 8), "grpo.temperature must be a number above 0"),
+        ({}, (0, 8), "imagined_envs .* must be an integer at least 1, got 0"),
+        ({}, (16, 6), r"grpo.eval_episodes .* must be a multiple of grpo.group_size \(4\), got 6"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings, envs, message):
+    with pytest.raises(ValueError, match=message):
+        grpo.check(replace(CONFIG, **settings), *envs)
+
+
+def test_without_a_validation_environment_any_number_of_episodes_is_scored():
+    grpo.check(replace(CONFIG, eval_episodes=6), 16)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

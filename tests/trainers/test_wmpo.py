@@ -3,9 +3,11 @@ from dataclasses import asdict
 
 import pytest
 
-from trainers import compare, wmpo
+from trainers import bc, compare, grpo, wmpo
 from trainers.wmpo import WMPOConfig
 from wm_gym.runs import Run
+from wm_gym.success.training import SuccessTrainingConfig
+from wm_gym.world_model.training import WorldModelTrainingConfig
 
 
 def test_a_stage_without_the_ones_before_it_says_which_is_missing(tmp_path):
@@ -32,6 +34,34 @@ def test_an_unknown_preset_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="preset must be one of 'nano', .*'huge'"):
         wmpo.do("starts", WMPOConfig(preset="huge", out=tmp_path / "run"), wmpo.STAGES)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"imagined_envs": 100}, r"imagined_envs .* multiple of grpo.group_size \(8\), got 100"),
+        ({"grpo": grpo.GRPOConfig(eval_episodes=60)}, "grpo.eval_episodes .* multiple .* got 60"),
+        ({"grpo": grpo.GRPOConfig(epochs=0)}, "grpo.epochs must be an integer at least 1, got 0"),
+        ({"clone": bc.BCConfig(dtype="half")}, "clone.dtype must be one of"),
+        ({"budget": 1280}, "budget must be at most 512, got 1280: .* there are 512"),
+        ({"budget": 0}, "budget must be an integer at least 1, got 0"),
+        ({"play": 506}, "play and demonstrations together must be at most 512, got 513"),
+        ({"play": -1}, "play must be at least 0, got -1"),
+        ({"grpo_seeds": (1, 1)}, "grpo_seeds must be one or more different seeds"),
+        ({"clone": bc.BCConfig(seed=1)}, "clone.seed follows seed: .*; got 1"),
+        ({"world_model": WorldModelTrainingConfig(seed=2)}, "world_model.seed follows seed"),
+        ({"success": SuccessTrainingConfig(seed=3)}, "success.seed follows seed"),
+        ({"grpo": grpo.GRPOConfig(seed=4)}, "grpo.seed follows seed and grpo_seeds: .*; got 4"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        wmpo.do("starts", WMPOConfig(out=tmp_path / "run", **options), wmpo.STAGES)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_start_may_be_asked_for_once():
+    wmpo.check(WMPOConfig(budget=512, play=505, demonstrations=7))
 
 
 def test_another_config_is_refused_in_the_same_folder(tmp_path):
