@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 from policies.base import Policy
 from trainers.losses import clipped_policy_loss, group_advantage
 from trainers.rollout import (
-    DTYPES,
     Batch,
     autocast,
     collect,
@@ -28,7 +27,8 @@ from trainers.rollout import (
     evaluate,
     join,
 )
-from wm_gym.checks import check_choice, check_count, check_limit
+from wm_gym.checks import DTYPES, check_choice, check_count, check_limit
+from wm_gym.errors import UserError
 from wm_gym.runs import Run
 
 
@@ -129,7 +129,7 @@ def train(
     Begins by printing sampled and greedy success (on the validation starts where there is an
     environment for them). Every `eval_every` iterations the policy is scored there and kept as
     policies/<iteration> in the run folder, to choose from; the policy returned is the last. Sets
-    `policy.temperature`. Raises RuntimeError, with advice, where nearly every group would be
+    `policy.temperature`. Raises UserError, with advice, where nearly every group would be
     dropped, and ValueError where `check` does.
     """
     check(config, env.num_envs, None if validation_env is None else validation_env.num_envs)
@@ -317,7 +317,7 @@ def _diagnose(config: GRPOConfig, policy: Policy, env: gym.vector.VectorEnv, run
     )
     run.log(0, {"rollout/success_rate": sampled, "rollout/kept_share": kept, **greedy})
     if kept < config.min_kept:
-        raise RuntimeError(
+        raise UserError(
             f"Only {kept:.0%} of {groups} groups have a mean success in [{config.keep_low:g}, "
             f"{config.keep_high:g}], so there is nothing to learn from: {_advice(config, sampled)}"
         )

@@ -19,8 +19,8 @@ import torch
 
 from policies.token import TokenVLA, TokenVLAConfig
 from trainers import bc, grpo
-from trainers.rollout import DTYPES, autocast, evaluate, make_env
-from wm_gym.checks import check_choice, check_count, check_unset
+from trainers.rollout import autocast, evaluate, make_env
+from wm_gym.checks import DTYPES, check_choice, check_count, check_unset
 from wm_gym.data.collection import TAIL, draw_starts, record_expert, record_policy
 from wm_gym.data.episodes import Episode, load
 from wm_gym.data.moments import draw_moments, with_moments

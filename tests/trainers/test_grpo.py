@@ -13,6 +13,7 @@ from trainers import grpo
 from trainers.grpo import GRPOConfig
 from trainers.losses import clipped_policy_loss
 from trainers.rollout import collect, evaluate
+from wm_gym.errors import UserError
 from wm_gym.runs import Run
 
 CONFIG = GRPOConfig(
@@ -140,7 +141,7 @@ def test_hopeless_runs_stop_with_advice(tmp_path, token, advice):
         policy.table.data[0, :, 0] = policy.table.data[1, :, 4] = 100.0
     else:
         policy.table.data[:, :, token] = 100.0
-    with pytest.raises(RuntimeError, match=advice):
+    with pytest.raises(UserError, match=advice):
         train(CONFIG, tmp_path, policy)
 
 
