@@ -162,6 +162,7 @@ def train(
         attempts = _attempts_left(config, env.num_envs, episodes)
         if not attempts:
             bar.write(f"Stopped after {episodes} episodes, the budget is {config.max_episodes}.")
+            run.save(_state(policy, optimizer, iteration, episodes, seconds))  # none is played anew
             break
         rollouts = gather(config, policy, env, iteration, attempts, progress)
         metrics = rollouts.metrics
@@ -358,7 +359,6 @@ def _state(
         "iteration": done,
         "episodes": episodes,
         "seconds": seconds,
-        "torch_rng": torch.get_rng_state(),  # for policies with dropout
     }
 
 
@@ -367,5 +367,4 @@ def _restore(
 ) -> tuple[int, int, float]:
     policy.load_state_dict(state["policy"])  # type: ignore[attr-defined]
     optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["torch_rng"])
     return state["iteration"], state["episodes"], state["seconds"]

@@ -104,6 +104,15 @@ def test_the_budget_of_episodes_is_kept(tmp_path):
     assert env.episodes == 64  # waves of 16
 
 
+def test_the_budget_is_kept_by_a_run_that_is_resumed_after_its_end(tmp_path):
+    config = replace(CONFIG, iterations=50, max_episodes=70, checkpoint_every=20)
+    train(config, tmp_path)  # ends after four waves of 16, long before a checkpoint is due
+    again = hard()
+    _, run = train(config, tmp_path, resume=True, env=again)
+    assert again.episodes == 0
+    assert run.metrics()[-1]["rollout/episodes"] == 64
+
+
 def test_resumed_it_continues_bit_for_bit(tmp_path):
     whole, run = train(CONFIG, tmp_path / "whole")
     _stop_after(2, tmp_path / "halves")
@@ -114,6 +123,15 @@ def test_resumed_it_continues_bit_for_bit(tmp_path):
         for r in (run, again)
     ]
     assert timeless[0] == timeless[1]
+
+
+def test_a_checkpoint_with_a_random_state_of_old_goes_on(tmp_path):
+    train(replace(CONFIG, iterations=2), tmp_path)
+    run = Run(tmp_path, replace(CONFIG, iterations=2), resume=True)
+    run.save({**run.load(), "torch_rng": torch.get_rng_state()})
+    (tmp_path / "config.json").unlink()
+    _, run = train(CONFIG, tmp_path, resume=True)
+    assert [record["step"] for record in run.metrics()] == [0, 1, 2, 3, 4]
 
 
 def test_waves_are_played_until_enough_groups_are_kept(tmp_path):
