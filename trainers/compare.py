@@ -20,6 +20,7 @@ from trainers.wmpo import (
     STAGES,
     STARTS,
     WMPOConfig,
+    device,
     episodes,
     imagined_env,
     keep,
@@ -42,7 +43,7 @@ def controls(config: WMPOConfig, run: Run) -> dict[str, Any]:
         "clone_successes": ["demonstrations", "rollouts"],
     }
     for name, recorded in sources.items():
-        policy = TokenVLA.from_pretrained(run.folder / "policy_base")
+        policy = TokenVLA.from_pretrained(run.folder / "policy_base", device=device())
         chunks = bc.chunks_from(
             episodes(run, *recorded), config.facts.instruction, policy.chunk, after_success=4
         )

@@ -19,7 +19,7 @@ import torch
 
 from policies.token import TokenVLA, TokenVLAConfig
 from trainers import bc, grpo
-from trainers.rollout import autocast, evaluate, make_env
+from trainers.rollout import autocast, draw_seeds, evaluate, make_env
 from wm_gym.checks import DTYPES, check_choice, check_count, check_unset
 from wm_gym.data.collection import TAIL, draw_starts, record_expert, record_policy
 from wm_gym.data.episodes import Episode, load
@@ -133,9 +133,10 @@ def clone(config: WMPOConfig, run: Run) -> dict[str, Any]:
             played = evaluate(policy, env, range(n), dtype=config.grpo.dtype, progress=False)
             return float(played.success.mean())
 
+        policy = TokenVLA(TokenVLAConfig()).to(device())
         stage = run.stage("clone")
         settings = replace(config.clone, seed=config.seed)
-        policy = bc.train(settings, TokenVLA(TokenVLAConfig()), chunks, stage, success)
+        policy = bc.train(settings, policy, chunks, stage, success)
     keep(policy, run.folder / "policy_base")
     scores = [row["eval/score"] for row in stage.metrics()]
     best = wilson(round(max(scores) * n), n)
@@ -147,11 +148,15 @@ def rollouts(config: WMPOConfig, run: Run) -> dict[str, Any]:
     """Record `budget` real episodes of the base policy, sampled as GRPO will sample it."""
     policy = TokenVLA.from_pretrained(run.folder / "policy_base")
     policy.temperature = config.grpo.temperature
-    generator = torch.Generator().manual_seed(config.seed)
 
-    def act(obs: dict, instructions: list[str]) -> np.ndarray:
-        with torch.inference_mode(), autocast(policy, config.grpo.dtype):
-            return policy.act(obs, instructions, generator=generator).action.numpy()
+    def player(first: int) -> Callable[[dict, list[str]], np.ndarray]:
+        generator = torch.Generator().manual_seed(draw_seeds(1, config.seed, first)[0])
+
+        def act(obs: dict, instructions: list[str]) -> np.ndarray:
+            with torch.inference_mode(), autocast(policy, config.grpo.dtype):
+                return policy.act(obs, instructions, generator=generator).action.numpy()
+
+        return act
 
     order = np.random.default_rng(config.seed).permutation(STARTS["train"])
     recording = {"return_frames": True, "ignore_terminations": True}
@@ -161,7 +166,7 @@ def rollouts(config: WMPOConfig, run: Run) -> dict[str, Any]:
             data_file(run, "rollouts"),
             config.facts,
             env,
-            act,
+            player,
             order[-config.budget :],
             source="rollouts",
             seed=config.seed,

@@ -1,10 +1,16 @@
 import json
-from dataclasses import asdict
 
+import numpy as np
 import pytest
+import torch
 
+from policies.base import Act
+from policies.token import TokenVLA, TokenVLAConfig
+from tests.fakes import ScriptedEnv, fake_pool
 from trainers import bc, compare, grpo, wmpo
+from trainers.rollout import device_of
 from trainers.wmpo import WMPOConfig
+from wm_gym.data import EpisodeWriter
 from wm_gym.runs import Run
 from wm_gym.success.training import SuccessTrainingConfig
 from wm_gym.world_model.training import WorldModelTrainingConfig
@@ -70,6 +76,71 @@ def test_another_config_is_refused_in_the_same_folder(tmp_path):
         wmpo.do("one", WMPOConfig(out=tmp_path, budget=64), {"one": lambda c, r: {}})
 
 
+class Sampler(torch.nn.Linear):
+    """A policy of chance alone."""
+
+    def act(self, obs, instructions, *, generator):
+        action = torch.rand(len(instructions), 8, 7, generator=generator)
+        return Act(action, action, action)
+
+
+def test_rollouts_that_were_interrupted_go_on_to_the_same_data(tmp_path, monkeypatch):
+    def env(config, run, split, n, **options):
+        world = {"chunk": 8, "autoreset_mode": "disabled", "starts": fake_pool(size=40)}
+        return ScriptedEnv([99] * n, **world, **options)
+
+    monkeypatch.setattr(wmpo, "real_env", env)
+    monkeypatch.setattr(wmpo, "STARTS", {"train": 40})
+    monkeypatch.setattr(wmpo.TokenVLA, "from_pretrained", lambda folder: Sampler(1, 1))
+    config, append = WMPOConfig(budget=36, seed=3), EpisodeWriter.append
+
+    def stop(self, episode):
+        if len(self) == 34:  # in the second wave: the first one has 32 episodes
+            raise KeyboardInterrupt
+        append(self, episode)
+
+    whole, halves = Run(tmp_path / "whole"), Run(tmp_path / "halves")
+    wmpo.rollouts(config, whole)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(EpisodeWriter, "append", stop)
+        wmpo.rollouts(config, halves)
+    assert wmpo.rollouts(config, halves) == {"rollouts": 36, "successes": 0}
+    found = [wmpo.episodes(run, "rollouts") for run in (whole, halves)]
+    assert [e.start for e in found[0]] == [e.start for e in found[1]]
+    assert all(np.array_equal(a.actions, b.actions) for a, b in zip(*found, strict=True))
+    assert not np.array_equal(found[0][0].actions, found[0][32].actions)  # waves differ
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[str]:
+    """Clone nothing, on a device of its own; return on which device policies were to be cloned."""
+    found = []
+
+    def train(config, policy, chunks, run, validate=None):
+        found.append(device_of(policy).type)
+        run.log(1, {"eval/score": 0.5})
+        return policy
+
+    for module in (wmpo, compare):
+        monkeypatch.setattr(module, "device", lambda: torch.device("meta"))
+        monkeypatch.setattr(module, "episodes", lambda run, *sources: [])
+        monkeypatch.setattr(module, "keep", lambda policy, folder: policy)
+    monkeypatch.setattr(bc, "chunks_from", lambda *_, **options: None)
+    monkeypatch.setattr(bc, "train", train)
+    return found
+
+
+def test_policies_are_cloned_where_grpo_trains(tmp_path, monkeypatch, trained):
+    config, run = WMPOConfig(), Run(tmp_path)
+    monkeypatch.setattr(wmpo, "real_env", lambda *_: ScriptedEnv([1]))
+    wmpo.clone(config, run)
+    run.once("policy_improved_0", lambda: {"practice_seconds": 3.0})
+    run.stage("clone").log(2, {"time/steps_per_second": 5.0})
+    TokenVLA(TokenVLAConfig()).save_pretrained(tmp_path / "policy_base")
+    assert compare.controls(config, run) == {"steps": 15, "grpo_seconds": 3.0}
+    assert trained == ["meta"] * 3
+
+
 def finished_run(folder, seed, base, improved):
     """A run folder as the stages would leave it, with these successes on the test starts."""
     config = WMPOConfig(out=folder, seed=seed, grpo_seeds=(0,))
@@ -89,7 +160,6 @@ def finished_run(folder, seed, base, improved):
         reports[f"test_real_policy_{name}"] = {"success": base}
     for name, report in reports.items():
         run.once(name, lambda report=report: report)
-    assert asdict(config)["seed"] == seed
     return folder
 
 
