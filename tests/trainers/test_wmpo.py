@@ -141,21 +141,22 @@ def test_policies_are_cloned_where_grpo_trains(tmp_path, monkeypatch, trained):
     assert trained == ["meta"] * 3
 
 
-def finished_run(folder, seed, base, improved):
-    """A run folder as the stages would leave it, with these successes on the test starts."""
-    config = WMPOConfig(out=folder, seed=seed, grpo_seeds=(0,))
+def finished_run(folder, seed, base, *improved, rollouts=5):
+    """A run folder as the stages would leave it: successes on the test starts, by GRPO seed."""
+    config = WMPOConfig(out=folder, seed=seed, grpo_seeds=tuple(range(len(improved))))
     run = Run(folder, config)
     reports = {
         "demonstrations": {"demonstrations": 3, "play": 4},
-        "rollouts": {"rollouts": 5},
+        "rollouts": {"rollouts": rollouts},
         "clone": {"validation_episodes": 6},
         "grpo": {"policy_improved_0": {"practice_seconds": 90.0}},  # interrupted, and resumed
         "test": {},
         "test_real_policy_base": {"success": base},
         "test_imagined_policy_base": {"success": base},
-        "test_real_policy_improved_0": {"success": improved},
-        "test_imagined_policy_improved_0": {"success": improved},
     }
+    for world in ("real", "imagined"):
+        for grpo_seed, success in enumerate(improved):
+            reports[f"test_{world}_policy_improved_{grpo_seed}"] = {"success": success}
     for name in compare.CONTROLS:
         reports[f"test_real_policy_{name}"] = {"success": base}
     for name, report in reports.items():
@@ -182,6 +183,36 @@ def test_publish_pools_runs_and_counts_episodes(tmp_path):
     assert "test_real_policy_base" not in content["wall_seconds"]
     assert content["wall_seconds"]["grpo"] == 90.0
     assert "+37.5 points" in table
+
+
+def test_publish_averages_the_seeds_of_a_replicate_before_it_pools(tmp_path):
+    fail, half, succeed = [False] * 4, [True, True, False, False], [True] * 4
+    runs = [
+        finished_run(tmp_path / "a", 0, fail, succeed, half, fail),  # 100, 50 and 0 points: 50
+        finished_run(tmp_path / "b", 1, fail, fail),  # 0 points
+    ]
+    compare.publish(runs, tmp_path / "results.json")
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert [(r["replicate"], r["seed"]) for r in content["runs"]] == [
+        (0, 0),
+        (0, 1),
+        (0, 2),
+        (1, 0),
+    ]
+    assert content["pooled"]["points"] == 25.0  # not the 37.5 of four runs
+    # Both replicates drawn alike in half of the draws: the second alone gains nothing.
+    assert content["pooled"]["low"] == 0.0
+
+
+def test_publish_refuses_a_replicate_twice_and_other_budgets(tmp_path):
+    flags = [False, True]
+    one, again = (finished_run(tmp_path / name, 0, flags, flags) for name in "ab")
+    larger = finished_run(tmp_path / "c", 1, flags, flags, rollouts=9)
+    with pytest.raises(ValueError, match="b is replicate 0 once more"):
+        compare.publish([one, again], tmp_path / "results.json")
+    with pytest.raises(ValueError, match=r"c used .*'rollouts': 9.* pool runs of one budget"):
+        compare.publish([one, larger], tmp_path / "results.json")
+    assert not (tmp_path / "results.json").exists()
 
 
 def test_publish_names_an_unfinished_run(tmp_path):
