@@ -193,20 +193,20 @@ def row(config: SpeedConfig, n: int, chunk: int, rate: float) -> dict[str, Any]:
 
 
 def clocks(config: SpeedConfig, n: int) -> dict[str, float]:
-    """Seconds of a step that begins so many control steps into an episode."""
+    """Seconds of a step that begins so many control steps into an episode, or is the next to."""
     found = {}
     horizon = CLOCKS[-1] + 4 * config.chunk
     with closing(make(config, n, "imagined", chunk=config.chunk, horizon=horizon)) as env:
         actions = np.zeros(env.action_space.shape, np.float32)
         env.reset(seed=0)
-        times: dict[int, float] = {}
-        for step in range(math.ceil(horizon / config.chunk)):
+        times = []
+        for _ in range(math.ceil(horizon / config.chunk)):
             began = time.perf_counter()
             env.step(actions)
-            times[step * config.chunk] = time.perf_counter() - began
+            times.append(time.perf_counter() - began)
     for clock in CLOCKS:  # the median of three steps
-        near = [times[clock + i * config.chunk] for i in range(3)]
-        found[str(clock)] = float(np.median(near))
+        first = math.ceil(clock / config.chunk)
+        found[str(clock)] = float(np.median(times[first : first + 3]))
     return found
 
 

@@ -41,7 +41,8 @@ def results(content: Mapping[str, Any]) -> str:
     return "\n\n".join(
         [
             "Success in robosuite on test starts, with its 95 % Wilson interval; the difference is "
-            "paired by start, with its bootstrap interval.",
+            "paired by start, with its bootstrap interval. That of all runs averages the seeds of "
+            "a replicate first, then draws replicates and starts.",
             _table(head, [*runs, pooled]),
             "Controls, on the same test starts: the base policy cloned on for as long as GRPO "
             "practised, from its demonstrations, and from these and the successful rollouts; the "

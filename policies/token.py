@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -63,7 +63,6 @@ class TokenVLA(nn.Module, Pretrained):
             raise ValueError(f"image_size must be a multiple of 8, got {config.image_size}.")
         self.config = config
         self.chunk = config.chunk
-        self.temperature = config.temperature
         events = config.chunk * config.action_dim
         self.register_buffer(
             "event_steps", torch.arange(events) // config.action_dim, persistent=False
@@ -80,6 +79,15 @@ class TokenVLA(nn.Module, Pretrained):
         self.aim = nn.Linear(config.width, events)
         centres = (torch.arange(config.bins) + 0.5) * (2 / config.bins) - 1
         self.register_buffer("centres", centres, persistent=False)
+
+    @property
+    def temperature(self) -> float:
+        """Of `act` and `log_prob`; it may be set, and is saved with the weights."""
+        return self.config.temperature
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        self.config = replace(self.config, temperature=value)
 
     def logits(self, obs: Mapping[str, Any], instructions: Sequence[str]) -> Tensor:
         """Logits before the temperature, (n, events, bins) float32."""

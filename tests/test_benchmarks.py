@@ -93,10 +93,17 @@ def test_the_median_of_all_steps_but_the_first_counts(model, monkeypatch):
     assert world_model_speed.steps_per_second(env, 2.5) == 3 * 2 / 0.5
 
 
-def test_a_late_step_is_timed_where_it_begins(model, monkeypatch):
-    steps = 512 // 8 + 4
-    costs = [0.001 * number for number in range(steps)]
-    clock = Clock(costs)
+@pytest.mark.parametrize(
+    ("chunk", "seconds"),
+    [
+        # Step i begins at control step 8 i; the median of three from there is that of step i + 1.
+        (8, {"8": 0.002, "64": 0.009, "512": 0.065}),
+        (3, {"8": 0.004, "64": 0.023, "512": 0.172}),  # from 9, 66 and 513 on: steps 3, 22 and 171
+        (7, {"8": 0.003, "64": 0.011, "512": 0.075}),  # from 14, 70 and 518 on: steps 2, 10 and 74
+    ],
+)
+def test_a_late_step_is_timed_where_it_begins(model, monkeypatch, chunk, seconds):
+    clock = Clock([0.001 * number for number in range(512 // chunk + 6)])
     monkeypatch.setattr(world_model_speed.time, "perf_counter", clock.perf_counter)
     make = gym.make_vec
 
@@ -106,9 +113,8 @@ def test_a_late_step_is_timed_where_it_begins(model, monkeypatch):
         return env
 
     monkeypatch.setattr(gym, "make_vec", timed)
-    found = world_model_speed.clocks(world_model_speed.SpeedConfig(chunk=8), 2)
-    # Step i begins at control step 8 i; the median of three from there is that of step i + 1.
-    assert found == pytest.approx({"8": 0.002, "64": 0.009, "512": 0.065})
+    found = world_model_speed.clocks(world_model_speed.SpeedConfig(chunk=chunk), 2)
+    assert found == pytest.approx(seconds)
 
 
 def test_rows_of_other_machines_and_presets_stay_in_the_file(tmp_path):

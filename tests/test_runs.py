@@ -40,6 +40,14 @@ def test_resuming_wants_the_same_config(tmp_path):
         Run(tmp_path, Config(rate=0.2), resume=True)
 
 
+def test_a_run_may_be_moved_and_go_on_with_other_workers(tmp_path):
+    Run(tmp_path / "a", {"rate": 0.1, "out": "a", "workers": 2})
+    (tmp_path / "a").rename(tmp_path / "b")
+    Run(tmp_path / "b", {"rate": 0.1, "out": "b", "workers": None}, resume=True)
+    with pytest.raises(ValueError, match=r"config \(rate: 0\.1 there, 0\.2 now\)"):
+        Run(tmp_path / "b", {"rate": 0.2, "out": "b", "workers": None}, resume=True)
+
+
 def test_metrics_are_lines_of_json(tmp_path):
     run = Run(tmp_path)
     run.log(1, {"train/loss": torch.tensor(0.5)})

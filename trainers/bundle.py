@@ -50,14 +50,15 @@ def ship(config: BundleConfig) -> None:
     """
     run, settings = config.run, _read(config.run / "config.json")
     done = {path.stem: _read(path) for path in (run / "done").glob("*.json")}
-    for stage in ("train-world-model", "train-success", "grpo"):
+    for stage in ("demonstrations", "rollouts", "train-world-model", "train-success", "grpo"):
         if stage not in done:
             raise FileNotFoundError(f"{run} has no finished stage {stage!r}; run it to its end.")
     task, folder = get_task(settings["task"]), config.path or bundle(settings["task"])
     improved = f"policy_improved_{settings['grpo_seeds'][0]}"
+    demonstrated = f"{done['demonstrations']['demonstrations']} scripted demonstrations"
     recorded = (
-        f"{settings['demonstrations']} scripted demonstrations, {settings['play']} episodes of "
-        f"play and {settings['budget']} rollouts of the base policy"
+        f"{demonstrated}, {done['demonstrations']['play']} episodes of play and "
+        f"{done['rollouts']['rollouts']} rollouts of the base policy"
     )
     world = fidelity_rows(done["train-world-model"]) | audit_rows(config.audit)
     judge = success_rows(done["train-success"])
@@ -69,7 +70,7 @@ def ship(config: BundleConfig) -> None:
             "policy_base",
             "policy_base",
             TokenVLA,
-            f"Clone of {settings['demonstrations']} scripted demonstrations: mediocre on purpose.",
+            f"Clone of {demonstrated}: mediocre on purpose.",
             base,
         ),
         (

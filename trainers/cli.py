@@ -38,6 +38,7 @@ from trainers.overoptimize import OveroptimizeConfig, overoptimize
 from trainers.quickstart import QuickstartConfig, quickstart
 from trainers.report import ReportConfig, report
 from trainers.wmpo import WMPOConfig
+from wm_gym.errors import UserError
 from wm_gym.machine import cores
 
 STAGES = {**wmpo.STAGES, "controls": compare.controls, "test": compare.test}
@@ -104,7 +105,7 @@ def main() -> None:
     commands["demo"] = _plain(demo, DemoConfig)
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="wm-gym")
-    except (ValueError, FileNotFoundError, FileExistsError, ImportError) as error:
+    except (ValueError, OSError, ImportError, UserError) as error:
         if os.environ.get("WM_GYM_TRACEBACK"):
             raise
         sys.exit(f"wm-gym: {error}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from trainers.wmpo import (
     STAGES,
     STARTS,
     WMPOConfig,
+    device,
     episodes,
     imagined_env,
     keep,
@@ -42,7 +43,7 @@ def controls(config: WMPOConfig, run: Run) -> dict[str, Any]:
         "clone_successes": ["demonstrations", "rollouts"],
     }
     for name, recorded in sources.items():
-        policy = TokenVLA.from_pretrained(run.folder / "policy_base")
+        policy = TokenVLA.from_pretrained(run.folder / "policy_base", device=device())
         chunks = bc.chunks_from(
             episodes(run, *recorded), config.facts.instruction, policy.chunk, after_success=4
         )
@@ -106,16 +107,27 @@ def publish(runs: Sequence[Path], path: Path) -> str:
     """Pool the finished runs at these folders into one results file, and return its table.
 
     A stage's wall time is the longest that one of them took. Raises FileNotFoundError, naming what
-    is missing, where a run was not played to its end.
+    is missing, where a run was not played to its end, and ValueError for the same replicate twice
+    and for runs that used up different numbers of real episodes.
     """
     rows, seconds, control, counted = [], {}, {}, {}
     seeds = []
-    for index, folder in enumerate(runs):
+    for folder in runs:
         settings = _read(folder / "config.json")
         done = {p.stem: _read(p) for p in Run(folder, settings, resume=True).done()}
         if "test" not in done:
             raise FileNotFoundError(
                 f"{folder} has no finished test; run `wm-gym wmpo --out {folder}` to its end."
+            )
+        if settings["seed"] in seeds:
+            raise ValueError(
+                f"{folder} is replicate {settings['seed']} once more; pool runs of other --seeds."
+            )
+        used = _real_episodes(done)
+        counted = counted or used
+        if used != counted:
+            raise ValueError(
+                f"{folder} used {used} real episodes, {runs[0]} {counted}; pool runs of one budget."
             )
         success = {key: np.array(v["success"]) for key, v in done.items() if "success" in v}
         seeds.append(settings["seed"])
@@ -134,13 +146,6 @@ def publish(runs: Sequence[Path], path: Path) -> str:
             )
         for name in CONTROLS:
             control.setdefault(name, []).append(success[f"test_real_policy_{name}"])
-        if index == 0:
-            counted = {
-                "demonstrations": done["demonstrations"]["demonstrations"],
-                "play": done["demonstrations"]["play"],
-                "rollouts": done["rollouts"]["rollouts"],
-                "validation": done["clone"]["validation_episodes"],
-            }
         for name in filter(done.get, (*STAGES, "controls", "test")):
             seconds[name] = max(seconds.get(name, 0.0), _seconds(done[name]))
     content = result(
@@ -152,6 +157,16 @@ def publish(runs: Sequence[Path], path: Path) -> str:
     )
     write_result(path, content)
     return table(content)
+
+
+def _real_episodes(done: Mapping[str, Any]) -> dict[str, int]:
+    """How many real episodes of every kind the finished stages of a run report."""
+    return {
+        "demonstrations": done["demonstrations"]["demonstrations"],
+        "play": done["demonstrations"]["play"],
+        "rollouts": done["rollouts"]["rollouts"],
+        "validation": done["clone"]["validation_episodes"],
+    }
 
 
 def _seconds(report: dict[str, Any]) -> float:

@@ -22,6 +22,7 @@ from trainers.wmpo import device
 from wm_gym.checks import check_count
 from wm_gym.data.collection import record_expert
 from wm_gym.data.episodes import load
+from wm_gym.errors import UserError
 from wm_gym.evaluation.audit import write_pairs
 from wm_gym.evaluation.counterfactuals import (
     FAMILIES,
@@ -112,7 +113,7 @@ def counterfactuals(config: CounterfactualsConfig) -> None:
 def demonstrate(config: CounterfactualsConfig, pool: StartPool, run: Run) -> dict[int, np.ndarray]:
     """Let the scripted expert play to the horizon; return what succeeded: start -> (t, 7) float32.
 
-    Raises RuntimeError where it never does.
+    Raises UserError where it never does.
     """
     task, path = get_task(config.task), run.folder / "demonstrations.hdf5"
 
@@ -125,7 +126,7 @@ def demonstrate(config: CounterfactualsConfig, pool: StartPool, run: Run) -> dic
     run.once("demonstrations", record)
     found = {episode.start: episode.actions for episode in load([path]) if episode.succeeded}
     if not found:
-        raise RuntimeError(
+        raise UserError(
             f"The expert did not succeed from any of {config.episodes} starts; give it more "
             "--episodes."
         )

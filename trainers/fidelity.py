@@ -78,7 +78,8 @@ class FidelityConfig:
     """Control steps that are replayed; shorter recordings are left out."""
     long: int = 0
     """Episodes of 512 steps that the expert that errs plays in robosuite, from validation starts
-    that nothing was trained on, to be replayed beside the others; kept in long.hdf5."""
+    that nothing was trained on, to be replayed beside the others; kept in long.hdf5, of which no
+    more than these are taken."""
     aside: float | None = 0.8
     """Millimetres, about what a place is read wrongly by: the new episodes are played in robosuite
     once more, their object begun so far aside, to tell what the simulator itself makes of so small
@@ -155,7 +156,7 @@ def fidelity(config: FidelityConfig) -> None:
         told = _told(report["aside"]["psnr"])
         print(f"robosuite itself, the object begun {config.aside:g} mm aside, PSNR: {told}")
     if long:
-        print(f"{config.long} episodes of {LONG} steps, PSNR: {_told(long['psnr'])}")
+        print(f"{long['episodes']} episodes of {LONG} steps, PSNR: {_told(long['psnr'])}")
         if long["aside"]:
             print(f"robosuite itself, PSNR: {_told(long['aside']['psnr'])}")
     print(f"Written to {config.out}: fidelity.json, fidelity.png, strip.png")
@@ -237,7 +238,7 @@ def replay_long(model: WorldModel | VideoTransformer, config: FidelityConfig) ->
     replays = replay_episodes(model, episodes, LONG)
     real = replays.real[:, 1:]
     return {
-        "episodes": config.long,
+        "episodes": len(episodes),
         "psnr": _at_steps(psnr(replays.imagined, real).mean(0)),
         "aside": aside(config, episodes, real),
     }

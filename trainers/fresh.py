@@ -16,7 +16,7 @@ from policies.token import TokenVLA
 from trainers.replay import DTYPE, play, recorded
 from trainers.rollout import autocast, device_of, instructions_of, make_env
 from wm_gym.data.collection import record_expert
-from wm_gym.data.episodes import Episode, load
+from wm_gym.data.episodes import Episode, EpisodeFile
 from wm_gym.real.expert import PLAY
 from wm_gym.real.pool import SimulationPool
 from wm_gym.starts import StartPool, load_starts
@@ -68,7 +68,8 @@ def play_expert(
 ) -> list[Episode]:
     """Episodes of `steps` control steps that the expert that errs plays from these starts.
 
-    They are kept at `path`, and not played again where they are there already.
+    They are kept at `path`, and not played again where they are there already, be it with more.
+    Raises ValueError where what is there are episodes from other starts, or of other lengths.
     """
     facts = get_task(task)
     with SimulationPool(facts, workers) as pool:
@@ -82,7 +83,15 @@ def play_expert(
             seed=seed,
             pool=pool,
         )
-    return load([path])
+    with EpisodeFile(path) as file:
+        episodes = [file.episode(i) for i in range(len(starts))]
+    for i, (episode, start) in enumerate(zip(episodes, starts, strict=True)):
+        if (episode.start, len(episode)) != (start, steps):
+            raise ValueError(
+                f"Episode {i} in {path} has {len(episode)} steps from start {episode.start}, not "
+                f"{steps} from {start}; remove the file, or choose another folder."
+            )
+    return episodes
 
 
 def play_aside(

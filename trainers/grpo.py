@@ -27,7 +27,8 @@ from trainers.rollout import (
     evaluate,
     join,
 )
-from wm_gym.checks import check_count
+from wm_gym.checks import DTYPES, check_choice, check_count, check_limit
+from wm_gym.errors import UserError
 from wm_gym.runs import Run
 
 
@@ -73,12 +74,46 @@ class GRPOConfig:
     seed: int = 0
 
 
+COUNTS = (
+    "iterations",
+    "group_size",
+    "groups_per_update",
+    "max_attempts",
+    "warmup",
+    "minibatch",
+    "epochs",
+    "eval_episodes",
+    "checkpoint_every",
+)
+
+
 class Rollouts(NamedTuple):
     """What one iteration trains on, and what it played to get there."""
 
     batches: list[tuple[Batch, Tensor]]
     """Kept trajectories and their advantages (n,)."""
     metrics: dict[str, float]
+
+
+def check(config: GRPOConfig, num_envs: int, validation_envs: int | None = None) -> None:
+    """Raise ValueError where the settings are wrong, or do not fit so many environments.
+
+    `validation_envs`: those of the validation environment, if there is one.
+    """
+    for name in COUNTS:
+        check_count(f"grpo.{name}", getattr(config, name))
+    check_limit("grpo.temperature", config.temperature)
+    check_choice("grpo.dtype", config.dtype, DTYPES)
+    if config.group_size == 1:
+        raise ValueError("grpo.group_size must be at least 2: a group is compared within; got 1.")
+    worlds = {"imagined_envs (num_envs of the world to practise in)": num_envs}
+    if validation_envs is not None:  # groups are played there before the training, too
+        worlds["grpo.eval_episodes (num_envs of the world to validate in)"] = validation_envs
+    for name, n in worlds.items():
+        if check_count(name, n) % config.group_size:
+            raise ValueError(
+                f"{name} must be a multiple of grpo.group_size ({config.group_size}), got {n}."
+            )
 
 
 def train(
@@ -94,10 +129,10 @@ def train(
     Begins by printing sampled and greedy success (on the validation starts where there is an
     environment for them). Every `eval_every` iterations the policy is scored there and kept as
     policies/<iteration> in the run folder, to choose from; the policy returned is the last. Sets
-    `policy.temperature`. Raises RuntimeError, with advice, where nearly every group would be
-    dropped, and ValueError where num_envs does not fit the groups.
+    `policy.temperature`. Raises UserError, with advice, where nearly every group would be
+    dropped, and ValueError where `check` does.
     """
-    _check(config, env)
+    check(config, env.num_envs, None if validation_env is None else validation_env.num_envs)
     policy.temperature = config.temperature  # type: ignore[attr-defined]
     policy.eval()  # type: ignore[attr-defined]
     optimizer = torch.optim.AdamW(
@@ -127,6 +162,7 @@ def train(
         attempts = _attempts_left(config, env.num_envs, episodes)
         if not attempts:
             bar.write(f"Stopped after {episodes} episodes, the budget is {config.max_episodes}.")
+            run.save(_state(policy, optimizer, iteration, episodes, seconds))  # none is played anew
             break
         rollouts = gather(config, policy, env, iteration, attempts, progress)
         metrics = rollouts.metrics
@@ -282,7 +318,7 @@ def _diagnose(config: GRPOConfig, policy: Policy, env: gym.vector.VectorEnv, run
     )
     run.log(0, {"rollout/success_rate": sampled, "rollout/kept_share": kept, **greedy})
     if kept < config.min_kept:
-        raise RuntimeError(
+        raise UserError(
             f"Only {kept:.0%} of {groups} groups have a mean success in [{config.keep_low:g}, "
             f"{config.keep_high:g}], so there is nothing to learn from: {_advice(config, sampled)}"
         )
@@ -323,7 +359,6 @@ def _state(
         "iteration": done,
         "episodes": episodes,
         "seconds": seconds,
-        "torch_rng": torch.get_rng_state(),  # for policies with dropout
     }
 
 
@@ -332,15 +367,4 @@ def _restore(
 ) -> tuple[int, int, float]:
     policy.load_state_dict(state["policy"])  # type: ignore[attr-defined]
     optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["torch_rng"])
     return state["iteration"], state["episodes"], state["seconds"]
-
-
-def _check(config: GRPOConfig, env: gym.vector.VectorEnv) -> None:
-    if env.num_envs % config.group_size:
-        raise ValueError(
-            f"num_envs ({env.num_envs}) must be a multiple of group_size ({config.group_size})."
-        )
-    check_count("warmup", config.warmup)
-    if config.dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype must be 'float32' or 'bfloat16', got {config.dtype!r}.")

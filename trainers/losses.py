@@ -43,12 +43,6 @@ def group_advantage(
     return advantage.flatten(), keep.squeeze(1)
 
 
-def first_success_mask(success: Tensor) -> Tensor:
-    """Which steps count: True up to and including the first success. (n, t) bool -> (n, t) bool."""
-    seen = success.int().cumsum(1)
-    return (seen - success.int()) == 0
-
-
 def clipped_policy_loss(
     log_prob: Tensor,
     old_log_prob: Tensor,

@@ -19,13 +19,13 @@ import torch
 
 from policies.base import Policy
 from policies.token import TokenVLA
+from trainers import grpo
 from trainers.agree import AgreeConfig, cells, compared, play_both
 from trainers.audit import Models, fingerprint, first_starts
-from trainers.grpo import GRPOConfig
 from trainers.replay import DTYPE, ROWS, begin
 from trainers.rollout import autocast, instructions_of, make_env
 from trainers.wmpo import WMPOConfig, device, practise
-from wm_gym.checks import check_count
+from wm_gym.checks import check_count, check_limit, check_unset
 from wm_gym.evaluation.audit import mistakes
 from wm_gym.evaluation.figures import plot_optimisation
 from wm_gym.evaluation.paired import aligned, provenance, write_result
@@ -58,7 +58,7 @@ class OveroptimizeConfig:
     """Of GRPO's play, and of the noise in the imagined world."""
     workers: int | None = None
     """Simulator processes; one a core by default."""
-    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    grpo: grpo.GRPOConfig = field(default_factory=grpo.GRPOConfig)
     out: Path = Path("runs/overoptimize")
     """Folder for overoptimize.json, overoptimize.png, the policies and what an interrupted command
     goes on from."""
@@ -69,18 +69,18 @@ def overoptimize(config: OveroptimizeConfig) -> None:
 
     Success is judged by the run's own classifier throughout, whatever the practice was paid for.
     """
-    for name in ("iterations", "every", "episodes"):
-        check_count(name, getattr(config, name))
+    check(config)
     given = json.loads((config.run / "config.json").read_text())
     names = ("task", "seed", "imagined_envs", "moments")
     wmpo = WMPOConfig(out=config.run, **{name: given[name] for name in names})
+    settings = replace(
+        config.grpo, iterations=config.iterations, eval_every=config.every, seed=config.seed
+    )
+    grpo.check(settings, wmpo.imagined_envs, settings.eval_episodes)
     model = load_world_model(config.run / "world_model", device=device())
     classifier = SuccessClassifier.from_pretrained(config.run / "success", device=device())
     weights = {"world_model": fingerprint(model), "success": fingerprint(classifier)}
     run = Run(config.out, {**asdict(config), "weights": weights}, resume=True)
-    settings = replace(
-        config.grpo, iterations=config.iterations, eval_every=config.every, seed=config.seed
-    )
     payer = strict(classifier, config.threshold, config.hold)
     world = {"success": payer, "max_uncertainty": config.max_uncertainty}
     base = Run(config.run, given, resume=True)
@@ -129,6 +129,21 @@ def overoptimize(config: OveroptimizeConfig) -> None:
     plot_optimisation(run.folder / "overoptimize.png", content)
     print(table(content))
     print(f"Written to {run.folder}: overoptimize.json, overoptimize.png")
+
+
+def check(config: OveroptimizeConfig) -> None:
+    """Raise ValueError where an option is wrong, or another one decides it."""
+    for name in ("iterations", "every", "episodes"):
+        check_count(name, getattr(config, name))
+    if config.hold is not None:
+        check_count("hold", config.hold)
+    if config.threshold is not None and not 0 < config.threshold < 1:
+        raise ValueError(f"threshold must lie between 0 and 1, got {config.threshold!r}.")
+    check_limit("max_uncertainty", config.max_uncertainty)
+    decided = {"iterations": "iterations", "eval_every": "every", "seed": "seed"}
+    for name, instead in decided.items():
+        given, usual = getattr(config.grpo, name), getattr(grpo.GRPOConfig(), name)
+        check_unset(f"grpo.{name}", given, usual, instead)
 
 
 def repeat(

@@ -9,7 +9,7 @@ wm-gym train-success data/ more.hdf5 --out runs/mine                # for the wo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +17,7 @@ import torch
 import tyro
 
 from trainers import wmpo
+from wm_gym.checks import check_unset
 from wm_gym.data.episodes import Episode, load
 from wm_gym.runs import Run
 from wm_gym.world_model.loading import world_model_class
@@ -49,10 +50,16 @@ def train_world_model(config: WorldModelConfig) -> None:
     """Train a world model on any recorded episodes, or as a stage of a run of WMPO."""
     if not config.episodes and config.init is not None:
         raise ValueError("--init goes on with a world model; name the new episodes to train it on.")
+    seed = VideoTrainingConfig().seed
+    check_unset("video.seed", config.video.seed, seed, "seed")
+    video = asdict(config.video)
+    del video["least_psnr"]  # a bar that may be lowered, and changes nothing in what is learnt
     _train(
         "train-world-model",
         config,
         lambda run, found: fit_world_model(config, run, found),
+        init=config.init,
+        video=video,
     )
 
 
@@ -94,8 +101,15 @@ def train_success(config: EpisodesConfig) -> None:
 
 
 def _train(
-    stage: str, config: EpisodesConfig, fit: Callable[[Run, list[Episode]], dict[str, Any]]
+    stage: str,
+    config: EpisodesConfig,
+    fit: Callable[[Run, list[Episode]], dict[str, Any]],
+    **options: Any,
 ) -> None:
+    """Do a stage on the files named, or as part of a run; `options` are those of this stage alone.
+
+    Files and options are noted before the fit: one that was interrupted does not go on with others.
+    """
     if not config.episodes:
         print(wmpo.do(stage, config.run, wmpo.STAGES))
         return
@@ -103,13 +117,14 @@ def _train(
     paths = files(config.episodes)
     names = [str(path) for path in paths]
     run = Run(config.run.out, config.run, resume=True)
-    report = run.once(stage, lambda: {"files": names, **fit(run, load(paths))})
-    if report.get("files") != names:
+    begun = run.folder / "training" / stage
+    if run.is_done(stage) and not begun.exists():
         raise ValueError(
-            f"{run.folder} holds what {stage!r} made of {report.get('files', 'its own episodes')}; "
-            "choose another --out for other episodes."
+            f"{run.folder} holds a finished {stage!r} that was not begun with these files; choose "
+            "another --out."
         )
-    print(report)
+    Run(begun, {"files": names, **options}, resume=True)
+    print(run.once(stage, lambda: {"files": names, **fit(run, load(paths))}))
 
 
 def files(paths: Sequence[Path]) -> list[Path]:

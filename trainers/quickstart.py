@@ -14,6 +14,7 @@ import torch
 from policies.token import TokenVLA
 from trainers import grpo
 from trainers.rollout import autocast, evaluate, make_env
+from wm_gym.checks import check_count
 from wm_gym.data.moments import load_moments, with_moments
 from wm_gym.evaluation.paired import provenance, result, run_row, table, write_result
 from wm_gym.evaluation.video import hold, side_by_side, tile, write_video
@@ -37,7 +38,7 @@ class QuickstartConfig:
 
 def quickstart(config: QuickstartConfig) -> None:
     """Improve the bundled policy by GRPO in the imagined world, then test both in robosuite."""
-    get_task(config.task)  # an unknown one is refused before anything is written
+    check(config)
     run = Run(config.out, config, resume=True)
     base = TokenVLA.from_pretrained(f"{config.task.lower()}/policy_base")
     policy = TokenVLA.from_pretrained(f"{config.task.lower()}/policy_base")
@@ -80,6 +81,12 @@ def quickstart(config: QuickstartConfig) -> None:
         f"Wall time {sum(seconds.values()) / 60:.1f} minutes.\nRun folder {run.folder}, "
         f"video {video}"
     )
+
+
+def check(config: QuickstartConfig) -> None:
+    """Raise ValueError for an unknown task, and for options that do not fit."""
+    check_count("episodes", config.episodes, len(load_starts(get_task(config.task).name, "test")))
+    grpo.check(config.grpo, config.imagined_envs, config.grpo.eval_episodes)
 
 
 def _improve(config: QuickstartConfig, policy: TokenVLA, run: Run) -> dict[str, Any]:

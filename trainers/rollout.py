@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 import wm_gym  # noqa: F401  registers the environments
 from policies.base import Act, Policy
+from wm_gym.checks import DTYPES, check_choice
 from wm_gym.tasks import get_task
 
 FOREIGN_STARTS = 2**20  # starts of an environment without a pool are seeds: take them from these
@@ -262,7 +263,7 @@ def device_of(policy: Policy) -> torch.device:
 
 def autocast(policy: Policy, dtype: str) -> AbstractContextManager:
     """Mixed precision on the policy's device; "float32" gives none."""
-    device = device_of(policy).type
+    device, dtype = device_of(policy).type, check_choice("dtype", dtype, DTYPES)
     return torch.autocast(device, getattr(torch, dtype), enabled=dtype != "float32")
 
 

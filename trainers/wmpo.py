@@ -19,8 +19,8 @@ import torch
 
 from policies.token import TokenVLA, TokenVLAConfig
 from trainers import bc, grpo
-from trainers.rollout import autocast, evaluate, make_env
-from wm_gym.checks import check_choice
+from trainers.rollout import autocast, draw_seeds, evaluate, make_env
+from wm_gym.checks import DTYPES, check_choice, check_count, check_unset
 from wm_gym.data.collection import TAIL, draw_starts, record_expert, record_policy
 from wm_gym.data.episodes import Episode, load
 from wm_gym.data.moments import draw_moments, with_moments
@@ -53,7 +53,8 @@ class WMPOConfig:
 
     task: str = "Lift"
     budget: int = 128
-    """Real episodes of the base policy (the paper's P: 128 or 1280)."""
+    """Real episodes of the base policy, each from a start of its own: at most 512 (the paper's P is
+    128 or 1280)."""
     demonstrations: int = 7
     """Real episodes of the scripted expert that the base policy clones."""
     play: int = 290
@@ -132,9 +133,10 @@ def clone(config: WMPOConfig, run: Run) -> dict[str, Any]:
             played = evaluate(policy, env, range(n), dtype=config.grpo.dtype, progress=False)
             return float(played.success.mean())
 
+        policy = TokenVLA(TokenVLAConfig()).to(device())
         stage = run.stage("clone")
         settings = replace(config.clone, seed=config.seed)
-        policy = bc.train(settings, TokenVLA(TokenVLAConfig()), chunks, stage, success)
+        policy = bc.train(settings, policy, chunks, stage, success)
     keep(policy, run.folder / "policy_base")
     scores = [row["eval/score"] for row in stage.metrics()]
     best = wilson(round(max(scores) * n), n)
@@ -146,11 +148,15 @@ def rollouts(config: WMPOConfig, run: Run) -> dict[str, Any]:
     """Record `budget` real episodes of the base policy, sampled as GRPO will sample it."""
     policy = TokenVLA.from_pretrained(run.folder / "policy_base")
     policy.temperature = config.grpo.temperature
-    generator = torch.Generator().manual_seed(config.seed)
 
-    def act(obs: dict, instructions: list[str]) -> np.ndarray:
-        with torch.inference_mode(), autocast(policy, config.grpo.dtype):
-            return policy.act(obs, instructions, generator=generator).action.numpy()
+    def player(first: int) -> Callable[[dict, list[str]], np.ndarray]:
+        generator = torch.Generator().manual_seed(draw_seeds(1, config.seed, first)[0])
+
+        def act(obs: dict, instructions: list[str]) -> np.ndarray:
+            with torch.inference_mode(), autocast(policy, config.grpo.dtype):
+                return policy.act(obs, instructions, generator=generator).action.numpy()
+
+        return act
 
     order = np.random.default_rng(config.seed).permutation(STARTS["train"])
     recording = {"return_frames": True, "ignore_terminations": True}
@@ -160,7 +166,7 @@ def rollouts(config: WMPOConfig, run: Run) -> dict[str, Any]:
             data_file(run, "rollouts"),
             config.facts,
             env,
-            act,
+            player,
             order[-config.budget :],
             source="rollouts",
             seed=config.seed,
@@ -306,9 +312,39 @@ def do(stage: str, config: WMPOConfig, stages: Mapping[str, Stage]) -> dict[str,
 
 
 def check(config: WMPOConfig, presets: Iterable[str] = PRESETS) -> None:
-    """Raise ValueError for an unknown task or preset."""
+    """Raise ValueError for an unknown task or preset, and for options that do not fit."""
     get_task(config.task)
     check_choice("preset", config.preset, tuple(presets))
+    check_choice("clone.dtype", config.clone.dtype, DTYPES)
+    grpo.check(config.grpo, config.imagined_envs, config.grpo.eval_episodes)
+    check_unset("clone.seed", config.clone.seed, bc.BCConfig().seed, "seed")
+    check_unset(
+        "world_model.seed", config.world_model.seed, WorldModelTrainingConfig().seed, "seed"
+    )
+    check_unset("success.seed", config.success.seed, SuccessTrainingConfig().seed, "seed")
+    check_unset("grpo.seed", config.grpo.seed, grpo.GRPOConfig().seed, "seed and grpo_seeds")
+    seeds = config.grpo_seeds
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"grpo_seeds must be one or more different seeds, got {seeds}.")
+    _check_starts(config)
+
+
+def _check_starts(config: WMPOConfig) -> None:
+    """Raise ValueError where more real episodes are asked for than there are starts for them."""
+    for name in ("budget", "demonstrations"):
+        check_count(name, getattr(config, name))
+    if config.play < 0:
+        raise ValueError(f"play must be at least 0, got {config.play}.")
+    asked = {
+        "budget": config.budget,
+        "play and demonstrations together": config.play + config.demonstrations,
+    }
+    for name, n in asked.items():
+        if n > STARTS["train"]:
+            raise ValueError(
+                f"{name} must be at most {STARTS['train']}, got {n}: every episode begins at a "
+                f"training start of its own, and there are {STARTS['train']}."
+            )
 
 
 def simulations(config: WMPOConfig) -> SimulationPool:

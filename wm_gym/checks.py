@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode
 if TYPE_CHECKING:
     from wm_gym.data.episodes import Episode
 
+DTYPES = ("float32", "bfloat16")  # that policies and world models may compute in
 OPTIONS = ("reset_mask", "start", "frames", "actions")
 
 
@@ -54,6 +55,14 @@ def check_limit(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
         raise ValueError(f"{name} must be a number above 0, or None, got {value!r}.")
     return float(value)
+
+
+def check_unset(name: str, value: Any, default: Any, instead: str) -> None:
+    """Raise ValueError where an option is set that follows another one."""
+    if value != default:
+        raise ValueError(
+            f"{name} follows {instead}: set that, and leave {name} out; got {value!r}."
+        )
 
 
 def check_size(episodes: Sequence[Episode], size: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wm_gym.checks import check_choice, check_limit
+from wm_gym.checks import DTYPES, check_choice, check_limit
 from wm_gym.contract import Played, WorldVectorEnv
 from wm_gym.data.measurements import measurements
 from wm_gym.noise import row_noise
@@ -58,7 +58,7 @@ class ImaginedVectorEnv(WorldVectorEnv):
     ) -> None:
         """Load the models; raises FileNotFoundError where there are none by that name."""
         super().__init__(task, num_envs, **contract)
-        check_choice("dtype", dtype, ("float32", "bfloat16"))
+        check_choice("dtype", dtype, DTYPES)
         self.dtype = dtype
         self.deterministic = deterministic
         self.max_uncertainty = check_limit("max_uncertainty", max_uncertainty)

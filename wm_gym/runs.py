@@ -18,11 +18,14 @@ from wm_gym.files import replacing
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
+PLACE = ("out", "workers")  # where and by how many processes: a run may be moved
+
+
 class Run:
     """Where a run writes, and what it finds there when it is resumed.
 
     Raises FileExistsError where the folder holds a run and `resume` is off, and ValueError where it
-    holds a run with another config.
+    holds a run with another config, but for its `PLACE`.
     """
 
     def __init__(self, folder: str | Path, config: Any = None, resume: bool = False) -> None:
@@ -143,7 +146,7 @@ def _plain(config: Any) -> dict[str, Any]:
 
 
 def _check_same(found: dict[str, Any], given: dict[str, Any], path: Path) -> None:
-    keys = sorted(found.keys() | given.keys())
+    keys = sorted((found.keys() | given.keys()) - set(PLACE))
     differ = [
         f"{k}: {found.get(k)!r} there, {given.get(k)!r} now"
         for k in keys

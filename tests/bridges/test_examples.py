@@ -35,9 +35,3 @@ def test_an_example_trains_in_the_imagined_world_and_is_judged_in_the_real_one(
     lift = "wm_gym/Lift-v0"
     assert made == [(lift, "imagined", "train"), (lift, "real", "validation")]
     assert "100% of 16 real episodes lift the cube" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
-def test_examples_are_short_and_say_what_they_show(path):
-    lines = path.read_text().splitlines()
-    assert len(lines) <= 60 and lines[0].startswith('"""')

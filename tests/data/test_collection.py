@@ -133,7 +133,7 @@ def test_a_recording_does_not_go_on_as_another(tmp_path, monkeypatch, after, ind
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(patch, after)
         expert(tmp_path / "a.hdf5", FakePool(), [7, 1, 5, 6])
-    pool, wanted = FakePool(), f"'play', {seed}, {indices[after - 1]}"
+    pool, wanted = FakePool(), f"'play', {seed}, {indices[after - 1]}, 5"
     told = rf"Episode {after - 1} in .* not \({wanted}\)"
     with pytest.raises(ValueError, match=told):
         expert(tmp_path / "a.hdf5", pool, indices, seed=seed)
@@ -144,6 +144,32 @@ def test_a_finished_recording_is_not_played_again(tmp_path):
     expert(tmp_path / "a.hdf5", FakePool(), [1, 2])
     pool = FakePool()
     expert(tmp_path / "a.hdf5", pool, [1, 2])
+    assert pool.calls == []
+
+
+def test_of_a_longer_recording_the_first_episodes_may_be_asked_for(tmp_path):
+    expert(tmp_path / "a.hdf5", FakePool(), [1, 2, 4])
+    pool = FakePool()
+    expert(tmp_path / "a.hdf5", pool, [1, 2])
+    assert pool.calls == [] and [e.start for e in load(tmp_path / "a.hdf5")] == [1, 2, 4]
+    with pytest.raises(ValueError, match=r"Episode 1 .* \('play', 3, 2, 5\), not .* 3, 4, 5\)"):
+        expert(tmp_path / "a.hdf5", pool, [1, 4])
+
+
+def test_a_recording_does_not_go_on_with_episodes_of_another_length(tmp_path):
+    expert(tmp_path / "a.hdf5", FakePool(), [1])
+    longer, pool = replace(DEMONSTRATION, length=9), FakePool()
+    with pytest.raises(ValueError, match=r"\('play', 3, 1, 5\), not \('play', 3, 1, 9\)"):
+        record_expert(
+            tmp_path / "a.hdf5",
+            TASK,
+            fake_pool(),
+            [1, 2],
+            longer,
+            source="play",
+            seed=3,
+            pool=pool,
+        )
     assert pool.calls == []
 
 
@@ -176,8 +202,12 @@ class Counting:
 
 
 def rollouts(path, env, indices, task=TASK):
-    record_policy(path, task, env, Counting(env), indices, source="rollouts", seed=1)
+    record(path, env, indices, lambda first: Counting(env), task)
     return load(path)
+
+
+def record(path, env, indices, player, task=TASK):
+    record_policy(path, task, env, player, indices, source="rollouts", seed=1)
 
 
 def test_a_policys_episode_is_cut_a_tail_after_its_success_or_at_the_horizon(tmp_path):
@@ -209,13 +239,28 @@ def test_waves_play_every_index_once_also_when_the_last_one_is_not_full(tmp_path
     assert [start for _, start in env.begun] == [3, 1, 4, 0, 2, 2]
 
 
-def test_an_interrupted_recording_of_a_policy_goes_on_with_the_next_index(tmp_path, monkeypatch):
+def drawn(first: int):
+    """Act at random, as a function of the wave."""
+    rng = np.random.default_rng(first)
+    return lambda obs, instructions: rng.uniform(-1, 1, (2, 4, 7))
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 3, 4])
+def test_an_interrupted_recording_of_a_policy_goes_on_to_the_same_content(
+    tmp_path, monkeypatch, after
+):
+    indices = [3, 1, 4, 0, 2]
+    record(tmp_path / "whole.hdf5", scripted([2, 2]), indices, drawn)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_after(patch, 3)
-        rollouts(tmp_path / "a.hdf5", scripted([2, 2]), [3, 1, 4, 0, 2])
+        stop_after(patch, after)
+        record(tmp_path / "broken.hdf5", scripted([2, 2]), indices, drawn)
     env = scripted([2, 2])
-    assert [e.start for e in rollouts(tmp_path / "a.hdf5", env, [3, 1, 4, 0, 2])] == [3, 1, 4, 0, 2]
-    assert [start for _, start in env.begun] == [0, 2]
+    record(tmp_path / "broken.hdf5", env, indices, drawn)
+    whole = load(tmp_path / "whole.hdf5")
+    for one, other in zip(load(tmp_path / "broken.hdf5"), whole, strict=True):
+        assert one.start == other.start and np.array_equal(one.actions, other.actions)
+    # From the first episode of the wave that was interrupted on; the last wave is filled up.
+    assert [start for _, start in env.begun] == [3, 1, 4, 0, 2, 2][after - after % 2 :]
 
 
 @pytest.mark.parametrize(
@@ -298,7 +343,7 @@ def test_a_policy_is_recorded_in_the_real_world(tmp_path, monkeypatch, simulatio
         tmp_path / "a.hdf5",
         task,
         env,
-        lambda obs, instructions: rng.uniform(-1, 1, (2, 3, 7)),
+        lambda first: lambda obs, instructions: rng.uniform(-1, 1, (2, 3, 7)),
         [5, 6],
         source="rollouts",
         seed=0,

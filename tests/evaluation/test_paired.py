@@ -61,6 +61,27 @@ def test_result_pools_the_runs(content):
     assert content["seeds"] == [100, 101]
 
 
+def pooled(origin, *rows: dict) -> tuple[float, ...]:
+    nothing = {"controls": {}, "real_episodes": {}, "wall_seconds": {}}
+    return tuple(paired.result(rows, **nothing, origin=origin)["pooled"].values())
+
+
+def test_seeds_of_a_replicate_are_averaged_before_replicates_are_pooled(origin):
+    fail, succeed = [False] * 4, [True] * 4
+    # Replicate 0: seeds gain 100 and 0 points, 50 on average. Replicate 1: 100. The mean of the
+    # three runs would be 66.7. Replicates drawn with replacement give 50, 75 or 100 points.
+    rows = [row(0, base=fail, improved=succeed), row(0, base=fail, improved=fail)]
+    found = pooled(origin, *rows, row(1, base=fail, improved=succeed))
+    assert found == pytest.approx((75.0, 50.0, 100.0))
+
+
+def test_seeds_are_no_replicates(origin):
+    # Seeds of one replicate that gain 100 and 0 points from every start: 50, whatever is drawn.
+    fail, succeed = [False] * 4, [True] * 4
+    rows = [row(0, base=fail, improved=succeed), row(0, base=fail, improved=fail)]
+    assert pooled(origin, *rows) == pytest.approx((50.0, 50.0, 50.0))
+
+
 def test_result_is_json_that_comes_back(content, tmp_path):
     paired.write_result(tmp_path / "results" / "a.json", content)
     assert json.loads((tmp_path / "results" / "a.json").read_text()) == content

@@ -77,6 +77,12 @@ def test_pooling_keeps_starts_together_across_replicates():
     assert (two.low, two.high) == pytest.approx((one.low, one.high), abs=1.0)
 
 
+def test_shares_of_successes_are_pooled_as_they_are():
+    # Replicate 0 gains on half of its seeds from every start, replicate 1 on all of them.
+    base, improved = np.zeros((2, 40)), np.array([[0.5] * 40, [1.0] * 40])
+    assert pooled_difference(base, improved)[:] == pytest.approx((75.0, 50.0, 100.0))
+
+
 def test_different_lengths_are_refused():
     with pytest.raises(ValueError, match=r"one shape.*got \(3,\) and \(4,\)"):
         paired_difference([True] * 3, [True] * 4)

@@ -49,6 +49,14 @@ def test_log_prob_repeats_what_act_reported(policy, temperature, greedy):
     assert torch.equal(policy.log_prob(see(4), ["lift"] * 4, act.sample), act.log_prob)
 
 
+def test_a_temperature_that_was_set_is_saved_with_the_weights(policy, tmp_path):
+    given = policy.config
+    policy.temperature = 1.6
+    policy.save_pretrained(tmp_path)
+    assert TokenVLA.from_pretrained(tmp_path).temperature == 1.6
+    assert given.temperature == 1.0  # a config that others hold is left alone
+
+
 def test_log_prob_is_the_softmax_at_the_temperature(policy):
     policy.temperature = 2.0
     token = torch.full((1, 14), 3)

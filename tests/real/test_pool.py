@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from wm_gym.errors import UserError
 from wm_gym.real import pool as module
 from wm_gym.real.pool import SimulationPool
 from wm_gym.tasks import get_task
@@ -180,7 +181,7 @@ def test_an_idle_worker_that_was_killed_is_replaced(workers):
 @pytest.mark.filterwarnings("ignore:.*goes to a new simulator")
 def test_a_request_that_kills_two_workers_is_named_with_their_last_words(workers):
     words = "\n".join(f"line {i}" for i in range(100))
-    with pytest.raises(RuntimeError, match=r"died on row 7 \(die\): worker . .*code 3") as caught:
+    with pytest.raises(UserError, match=r"died on row 7 \(die\): worker . .*code 3") as caught:
         workers.map("die", [(words,)], ["row 7"])
     lines = str(caught.value).splitlines()
     assert lines[1:] == [f"line {i}" for i in range(80, 100)]
@@ -255,7 +256,7 @@ def test_workers_are_not_in_the_process_group_that_ctrl_c_reaches(workers):
     ("error", "kind", "text"),
     [
         ("ImportError('pip install it')", ImportError, "^pip install it$"),
-        ("ValueError('no such robot')", RuntimeError, "(?s)robosuite:.*ValueError: no such robot"),
+        ("ValueError('no such robot')", UserError, "(?s)robosuite:.*ValueError: no such robot"),
     ],
 )
 def test_a_simulator_that_cannot_be_built_says_why_and_leaves_no_process(patch, error, kind, text):
@@ -276,7 +277,7 @@ def test_a_simulator_that_cannot_be_built_says_why_and_leaves_no_process(patch, 
 def test_simulators_that_die_at_their_start_are_given_up_with_their_last_words(patch):
     with patch.context() as broken:
         broken.setattr(module, "COMMAND", "import sys; sys.exit('no such libEGL')")
-        with pytest.raises(RuntimeError, match="(?s)could be started.*code 1.*no such libEGL"):
+        with pytest.raises(UserError, match="(?s)could be started.*code 1.*no such libEGL"):
             SimulationPool(get_task("Lift"), 2)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from wm_gym.errors import UserError
 from wm_gym.real import rendering
 from wm_gym.real.rendering import _proper_faces, choose_gl, mesh_cell, place_camera
 from wm_gym.tasks import Camera
@@ -40,7 +41,7 @@ def test_the_users_own_choice_comes_first(libraries, monkeypatch):
 
 def test_without_a_library_the_error_names_the_packages(libraries):
     libraries()
-    with pytest.raises(RuntimeError, match="(?s)neither libEGL.*libegl1.*libosmesa6"):
+    with pytest.raises(UserError, match="(?s)neither libEGL.*libegl1.*libosmesa6"):
         choose_gl()
 
 

@@ -21,6 +21,8 @@ from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.presets import WorldModelConfig
 
 REPORTS = {
+    "demonstrations": {"demonstrations": 6, "play": 280},
+    "rollouts": {"rollouts": 120},
     "train-world-model": {
         **{"psnr/1": 30.0, "psnr/32": 22.46},
         **{"psnr_other/1": 28.0, "psnr_other/32": 12.0},
@@ -121,7 +123,9 @@ def test_cards_say_what_was_measured(shipped):
     assert "| PSNR at step 1 / 32, held-out episodes | 30.0 / 22.5 dB |" in world
     assert "8 paired replays (validation starts) | 50.0 % [15.0, 85.0] (n = 4) |" in world
     assert "missed success rate, 8 paired replays (validation starts) | - |" in world
-    assert "7 scripted demonstrations, 290 episodes of play and 128 rollouts" in world
+    # What was recorded, whatever was asked for.
+    assert "6 scripted demonstrations, 280 episodes of play and 120 rollouts" in world
+    assert "Clone of 6 scripted demonstrations" in card(shipped, "policy_base")
     drift = "usable horizon, median drift of gripper 10 mm or object 15 mm"
     assert f"| {drift} | 41 steps |" in card(shipped, "world_model")
     told = card(shipped, "success")
@@ -142,7 +146,7 @@ def test_replays_are_rows_of_a_card_in_the_order_of_their_steps():
 
 def test_an_unfinished_run_is_named(tmp_path):
     Run(tmp_path / "new", WMPOConfig(out=tmp_path / "new"))
-    with pytest.raises(FileNotFoundError, match="no finished stage 'train-world-model'"):
+    with pytest.raises(FileNotFoundError, match="no finished stage 'demonstrations'"):
         ship(BundleConfig(tmp_path / "new", path=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

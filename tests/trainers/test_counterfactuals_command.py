@@ -13,6 +13,7 @@ import pytest
 
 from trainers import counterfactuals as module
 from trainers.counterfactuals import CounterfactualsConfig, counterfactuals, perturbed
+from wm_gym.errors import UserError
 from wm_gym.evaluation.counterfactuals import FAMILIES, NONE, SEVERITIES
 
 
@@ -110,7 +111,7 @@ def test_it_goes_on_with_the_family_that_is_not_finished(expert, monkeypatch):
 def test_an_expert_that_never_succeeds_gives_nothing_to_perturb(expert):
     for episode in expert.episodes:
         episode.succeeded = False
-    with pytest.raises(RuntimeError, match="did not succeed from any of 4 starts; give it more"):
+    with pytest.raises(UserError, match="did not succeed from any of 4 starts; give it more"):
         counterfactuals(settings())
 
 

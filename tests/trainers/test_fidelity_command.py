@@ -206,7 +206,7 @@ def test_long_episodes_are_played_once_and_judged_by_step(loaded, tmp_path, monk
     def demonstrate(path, task, starts, indices, expert, *, source, seed, pool):
         played.append((len(indices), expert.length, starts.split, seed))
         with EpisodeWriter(path, {"env_name": "Lift"}) as writer:
-            for i in indices:
+            for i in indices[len(writer) :]:
                 writer.append(episode(i, 16, source))
 
     monkeypatch.setattr(module, "LONG", 16)
@@ -223,6 +223,9 @@ def test_long_episodes_are_played_once_and_judged_by_step(loaded, tmp_path, monk
     assert long["episodes"] == 2 and set(long["psnr"]) == {"1", "8", "16"}
     assert min(long["psnr"].values()) > 45  # the fake is right to a rounding
     assert "2 episodes of 16 steps, PSNR: " in capsys.readouterr().out
+    fidelity(FidelityConfig(paths, out=out, **{**settings, "long": 1}))  # of the two kept, one
+    assert json.loads((out / "fidelity.json").read_text())["long"]["episodes"] == 1
+    assert "1 episodes of 16 steps, PSNR: " in capsys.readouterr().out
 
 
 def test_without_files_a_policy_and_the_expert_play_new_episodes(loaded, tmp_path, monkeypatch):

@@ -45,23 +45,45 @@ def test_a_policy_plays_whole_episodes_from_the_starts_asked_for(made, monkeypat
     assert [greedy for *_, greedy in policy.told] == [False] * 4  # 2 waves of 2 decisions
 
 
-def test_the_expert_that_errs_is_recorded_and_kept(monkeypatch, tmp_path):
-    asked = []
+@pytest.fixture
+def asked(monkeypatch) -> list:
+    """Record episodes of nothing, where none are kept yet; return what was asked for."""
+    found = []
 
     def record(path, task, starts, indices, expert, *, source, seed, pool):
-        asked.append((task.name, starts.split, list(indices), expert, source, seed, pool))
-        frames, actions = np.zeros((3, 8, 8, 3), np.uint8), np.zeros((2, 7), np.float32)
+        found.append((task.name, starts.split, list(indices), expert, source, seed, pool))
+        if path.exists():
+            return
+        frames = np.zeros((expert.length + 1, 8, 8, 3), np.uint8)
+        actions, success = np.zeros((expert.length, 7), np.float32), np.zeros(expert.length, bool)
         with EpisodeWriter(path, {"env_name": "Lift"}) as writer:
-            writer.append(Episode(frames, actions, np.zeros(2, bool), source=source, start=7))
+            for start in indices:
+                writer.append(Episode(frames, actions, success, source=source, start=start))
 
     monkeypatch.setattr(module, "record_expert", record)
     monkeypatch.setattr(module, "SimulationPool", lambda task, workers: nullcontext(workers))
+    return found
+
+
+def test_the_expert_that_errs_is_recorded_and_kept(asked, tmp_path):
     path = tmp_path / "long.hdf5"
     found = play_expert(path, "Lift", "train", [7], 40, source="long", seed=5, workers=2)
     [(*facts, expert, source, seed, workers)] = asked
     assert facts == ["Lift", "train", [7]] and (source, seed, workers) == ("long", 5, 2)
     assert expert.length == 40 and expert.clumsy == PLAY.clumsy > 0
-    assert [(e.source, e.start, len(e)) for e in found] == [("long", 7, 2)] and path.exists()
+    assert [(e.source, e.start, len(e)) for e in found] == [("long", 7, 40)] and path.exists()
+
+
+def test_of_what_is_kept_no_more_is_taken_than_was_asked_for(asked, tmp_path):
+    given = {"source": "long", "seed": 5, "workers": 2}
+    path = tmp_path / "long.hdf5"
+    play_expert(path, "Lift", "train", [7, 2, 4], 6, **given)
+    found = play_expert(path, "Lift", "train", [7, 2], 6, **given)
+    assert [(e.start, len(e)) for e in found] == [(7, 6), (2, 6)]
+    with pytest.raises(ValueError, match=r"Episode 0 in .* has 6 steps from start 7, not 6 from 2"):
+        play_expert(path, "Lift", "train", [2, 4], 6, **given)
+    with pytest.raises(ValueError, match="has 6 steps from start 7, not 8 from 7; remove the file"):
+        play_expert(path, "Lift", "train", [7], 8, **given)
 
 
 @pytest.mark.sim

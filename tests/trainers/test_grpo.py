@@ -13,6 +13,7 @@ from trainers import grpo
 from trainers.grpo import GRPOConfig
 from trainers.losses import clipped_policy_loss
 from trainers.rollout import collect, evaluate
+from wm_gym.errors import UserError
 from wm_gym.runs import Run
 
 CONFIG = GRPOConfig(
@@ -103,6 +104,15 @@ def test_the_budget_of_episodes_is_kept(tmp_path):
     assert env.episodes == 64  # waves of 16
 
 
+def test_the_budget_is_kept_by_a_run_that_is_resumed_after_its_end(tmp_path):
+    config = replace(CONFIG, iterations=50, max_episodes=70, checkpoint_every=20)
+    train(config, tmp_path)  # ends after four waves of 16, long before a checkpoint is due
+    again = hard()
+    _, run = train(config, tmp_path, resume=True, env=again)
+    assert again.episodes == 0
+    assert run.metrics()[-1]["rollout/episodes"] == 64
+
+
 def test_resumed_it_continues_bit_for_bit(tmp_path):
     whole, run = train(CONFIG, tmp_path / "whole")
     _stop_after(2, tmp_path / "halves")
@@ -113,6 +123,15 @@ def test_resumed_it_continues_bit_for_bit(tmp_path):
         for r in (run, again)
     ]
     assert timeless[0] == timeless[1]
+
+
+def test_a_checkpoint_with_a_random_state_of_old_goes_on(tmp_path):
+    train(replace(CONFIG, iterations=2), tmp_path)
+    run = Run(tmp_path, replace(CONFIG, iterations=2), resume=True)
+    run.save({**run.load(), "torch_rng": torch.get_rng_state()})
+    (tmp_path / "config.json").unlink()
+    _, run = train(CONFIG, tmp_path, resume=True)
+    assert [record["step"] for record in run.metrics()] == [0, 1, 2, 3, 4]
 
 
 def test_waves_are_played_until_enough_groups_are_kept(tmp_path):
@@ -140,7 +159,7 @@ def test_hopeless_runs_stop_with_advice(tmp_path, token, advice):
         policy.table.data[0, :, 0] = policy.table.data[1, :, 4] = 100.0
     else:
         policy.table.data[:, :, token] = 100.0
-    with pytest.raises(RuntimeError, match=advice):
+    with pytest.raises(UserError, match=advice):
         train(CONFIG, tmp_path, policy)
 
 
@@ -157,8 +176,34 @@ def test_validated_policies_are_kept_to_choose_from(tmp_path):
 
 
 def test_environments_must_fit_groups(tmp_path):
-    with pytest.raises(ValueError, match=r"num_envs \(6\) must be a multiple of group_size \(4\)"):
+    told = r"imagined_envs \(num_envs .* must be a multiple of grpo.group_size \(4\), got 6"
+    with pytest.raises(ValueError, match=told):
         train(CONFIG, tmp_path, env=hard(6))
+
+
+@pytest.mark.parametrize("name", grpo.COUNTS)
+def test_counts_are_at_least_one(name):
+    with pytest.raises(ValueError, match=f"grpo.{name} must be an integer at least 1, got 0"):
+        grpo.check(replace(CONFIG, **{name: 0}), 16, 8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "envs", "message"),
+    [
+        ({"group_size": 1}, (16, 8), "grpo.group_size must be at least 2"),
+        ({"dtype": "half"}, (16, 8), "grpo.dtype must be one of 'float32', 'bfloat16', got 'half'"),
+        ({"temperature": 0.0}, (16, 8), "grpo.temperature must be a number above 0"),
+        ({}, (0, 8), "imagined_envs .* must be an integer at least 1, got 0"),
+        ({}, (16, 6), r"grpo.eval_episodes .* must be a multiple of grpo.group_size \(4\), got 6"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings, envs, message):
+    with pytest.raises(ValueError, match=message):
+        grpo.check(replace(CONFIG, **settings), *envs)
+
+
+def test_without_a_validation_environment_any_number_of_episodes_is_scored():
+    grpo.check(replace(CONFIG, eval_episodes=6), 16)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -9,7 +9,6 @@ import torch
 
 from trainers.losses import (
     clipped_policy_loss,
-    first_success_mask,
     group_advantage,
     masked_mean,
     token_cross_entropy,
@@ -40,15 +39,6 @@ def test_groups_outside_the_bounds_are_dropped():
 def test_ragged_groups_are_refused():
     with pytest.raises(ValueError, match="5 returns cannot be split into groups of 2"):
         group_advantage(torch.zeros(5), group_size=2)
-
-
-def test_steps_count_up_to_the_first_success():
-    success = torch.tensor([[False, True, False, True], [False] * 4, [True, True, False, False]])
-    assert first_success_mask(success).tolist() == [
-        [True, True, False, False],
-        [True] * 4,
-        [True, False, False, False],
-    ]
 
 
 def test_clipped_loss_by_hand():

@@ -14,6 +14,7 @@ from tests.trainers.two_worlds import Pusher
 from trainers import overoptimize as module
 from trainers.agree import AgreeConfig, compared
 from trainers.audit import Models
+from trainers.grpo import GRPOConfig
 from trainers.overoptimize import (
     OveroptimizeConfig,
     misleads_at,
@@ -178,6 +179,27 @@ def test_a_stricter_classifier_has_the_same_weights():
     features = torch.randn(1, 8, 64)
     assert torch.equal(other.eval().logits(features), classifier.eval().logits(features))
     assert classifier.threshold == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every": 0}, "every must be an integer at least 1, got 0"),
+        ({"hold": 0}, "hold must be an integer at least 1, got 0"),
+        ({"threshold": 0.0}, "threshold must lie between 0 and 1, got 0.0"),
+        ({"threshold": 1.0}, "threshold must lie between 0 and 1, got 1.0"),
+        ({"max_uncertainty": -1.0}, "max_uncertainty must be a number above 0"),
+        ({"grpo": GRPOConfig(warmup=0)}, "grpo.warmup must be an integer at least 1, got 0"),
+        ({"grpo": GRPOConfig(group_size=3)}, r"multiple of grpo.group_size \(3\), got 8"),
+        ({"grpo": GRPOConfig(iterations=7)}, "grpo.iterations follows iterations: .*; got 7"),
+        ({"grpo": GRPOConfig(eval_every=7)}, "grpo.eval_every follows every: .*; got 7"),
+        ({"grpo": GRPOConfig(seed=7)}, "grpo.seed follows seed: .*; got 7"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_anything_is_written(lab, options, message):
+    with pytest.raises(ValueError, match=message):
+        overoptimize(settings(**options))
+    assert not Path("out").exists() and not lab.practised
 
 
 def test_worlds_that_differ_from_the_start_and_no_more_later_do_not_part():

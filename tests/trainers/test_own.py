@@ -13,6 +13,7 @@ from trainers import own, wmpo
 from trainers.own import EpisodesConfig, WorldModelConfig, files
 from trainers.wmpo import WMPOConfig
 from wm_gym.data import Episode, EpisodeWriter
+from wm_gym.runs import Run
 from wm_gym.success.classifier import SuccessClassifier
 from wm_gym.success.training import SuccessTrainingConfig
 from wm_gym.world_model.autoencoder import AutoencoderTrainingConfig
@@ -121,8 +122,60 @@ def test_the_episodes_named_are_trained_on_once(tmp_path, config, fits, capsys, 
 def test_other_episodes_need_another_folder(tmp_path, config, fits):
     first, second = (record(tmp_path / name, (1,)) for name in ("a.hdf5", "b.hdf5"))
     own.train_world_model(WorldModelConfig(episodes=(first,), run=config))
-    with pytest.raises(ValueError, match=r"a\.hdf5.*choose another --out"):
+    with pytest.raises(
+        ValueError, match=r"files: .*a\.hdf5.* there, .*b\.hdf5.* now.*another folder"
+    ):
         own.train_world_model(WorldModelConfig(episodes=(second,), run=config))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"episodes": ("b.hdf5",)}, r"files: .*a\.hdf5'\] there, .*b\.hdf5'\] now"),
+        ({"init": "lift"}, "init: None there, 'lift' now"),
+        ({"video": VideoTrainingConfig(steps=3)}, "video: .*'steps': 3"),
+    ],
+)
+def test_an_interrupted_training_goes_on_with_what_it_began_with(
+    tmp_path, config, fits, monkeypatch, options, message
+):
+    for name in ("a.hdf5", "b.hdf5"):
+        record(tmp_path / name, (1,))
+    begun = {"episodes": ("a.hdf5",), "run": config}
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(own, "fit_world_model", interrupted)
+        own.train_world_model(made(begun))
+    with pytest.raises(ValueError, match=message):
+        own.train_world_model(made(begun | options))
+    assert not fits
+    lower = VideoTrainingConfig(least_psnr=20.0)  # as the error of an autoencoder advises
+    own.train_world_model(made(begun | {"video": lower}))
+    assert fits == [([1], None)]
+
+
+def made(options: dict) -> WorldModelConfig:
+    paths = tuple(map(Path, options["episodes"]))
+    return WorldModelConfig(**{**options, "episodes": paths})
+
+
+def interrupted(*_) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_a_run_made_of_its_own_episodes_is_not_made_again(tmp_path, config, fits):
+    Run(config.out, config).once("train-world-model", dict)
+    path = record(tmp_path / "a.hdf5", (1,))
+    with pytest.raises(ValueError, match="not begun with these files; choose another --out"):
+        own.train_world_model(WorldModelConfig(episodes=(path,), run=config))
+    assert not fits
+
+
+def test_the_seed_of_the_run_is_that_of_a_video_transformer(tmp_path, config, fits):
+    path, video = record(tmp_path / "a.hdf5", (1,)), VideoTrainingConfig(seed=1)
+    with pytest.raises(ValueError, match="video.seed follows seed"):
+        own.train_world_model(WorldModelConfig(episodes=(path,), run=config, video=video))
+    assert not config.out.exists()
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,19 @@
 import json
-from dataclasses import asdict
 
+import numpy as np
 import pytest
+import torch
 
-from trainers import compare, wmpo
+from policies.base import Act
+from policies.token import TokenVLA, TokenVLAConfig
+from tests.fakes import ScriptedEnv, fake_pool
+from trainers import bc, compare, grpo, wmpo
+from trainers.rollout import device_of
 from trainers.wmpo import WMPOConfig
+from wm_gym.data import EpisodeWriter
 from wm_gym.runs import Run
+from wm_gym.success.training import SuccessTrainingConfig
+from wm_gym.world_model.training import WorldModelTrainingConfig
 
 
 def test_a_stage_without_the_ones_before_it_says_which_is_missing(tmp_path):
@@ -34,32 +42,125 @@ def test_an_unknown_preset_is_refused_before_anything_is_written(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"imagined_envs": 100}, r"imagined_envs .* multiple of grpo.group_size \(8\), got 100"),
+        ({"grpo": grpo.GRPOConfig(eval_episodes=60)}, "grpo.eval_episodes .* multiple .* got 60"),
+        ({"grpo": grpo.GRPOConfig(epochs=0)}, "grpo.epochs must be an integer at least 1, got 0"),
+        ({"clone": bc.BCConfig(dtype="half")}, "clone.dtype must be one of"),
+        ({"budget": 1280}, "budget must be at most 512, got 1280: .* there are 512"),
+        ({"budget": 0}, "budget must be an integer at least 1, got 0"),
+        ({"play": 506}, "play and demonstrations together must be at most 512, got 513"),
+        ({"play": -1}, "play must be at least 0, got -1"),
+        ({"grpo_seeds": (1, 1)}, "grpo_seeds must be one or more different seeds"),
+        ({"clone": bc.BCConfig(seed=1)}, "clone.seed follows seed: .*; got 1"),
+        ({"world_model": WorldModelTrainingConfig(seed=2)}, "world_model.seed follows seed"),
+        ({"success": SuccessTrainingConfig(seed=3)}, "success.seed follows seed"),
+        ({"grpo": grpo.GRPOConfig(seed=4)}, "grpo.seed follows seed and grpo_seeds: .*; got 4"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        wmpo.do("starts", WMPOConfig(out=tmp_path / "run", **options), wmpo.STAGES)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_start_may_be_asked_for_once():
+    wmpo.check(WMPOConfig(budget=512, play=505, demonstrations=7))
+
+
 def test_another_config_is_refused_in_the_same_folder(tmp_path):
     wmpo.do("one", WMPOConfig(out=tmp_path), {"one": lambda c, r: {}})
     with pytest.raises(ValueError, match="budget: 128 there, 64 now"):
         wmpo.do("one", WMPOConfig(out=tmp_path, budget=64), {"one": lambda c, r: {}})
 
 
-def finished_run(folder, seed, base, improved):
-    """A run folder as the stages would leave it, with these successes on the test starts."""
-    config = WMPOConfig(out=folder, seed=seed, grpo_seeds=(0,))
+class Sampler(torch.nn.Linear):
+    """A policy of chance alone."""
+
+    def act(self, obs, instructions, *, generator):
+        action = torch.rand(len(instructions), 8, 7, generator=generator)
+        return Act(action, action, action)
+
+
+def test_rollouts_that_were_interrupted_go_on_to_the_same_data(tmp_path, monkeypatch):
+    def env(config, run, split, n, **options):
+        world = {"chunk": 8, "autoreset_mode": "disabled", "starts": fake_pool(size=40)}
+        return ScriptedEnv([99] * n, **world, **options)
+
+    monkeypatch.setattr(wmpo, "real_env", env)
+    monkeypatch.setattr(wmpo, "STARTS", {"train": 40})
+    monkeypatch.setattr(wmpo.TokenVLA, "from_pretrained", lambda folder: Sampler(1, 1))
+    config, append = WMPOConfig(budget=36, seed=3), EpisodeWriter.append
+
+    def stop(self, episode):
+        if len(self) == 34:  # in the second wave: the first one has 32 episodes
+            raise KeyboardInterrupt
+        append(self, episode)
+
+    whole, halves = Run(tmp_path / "whole"), Run(tmp_path / "halves")
+    wmpo.rollouts(config, whole)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(EpisodeWriter, "append", stop)
+        wmpo.rollouts(config, halves)
+    assert wmpo.rollouts(config, halves) == {"rollouts": 36, "successes": 0}
+    found = [wmpo.episodes(run, "rollouts") for run in (whole, halves)]
+    assert [e.start for e in found[0]] == [e.start for e in found[1]]
+    assert all(np.array_equal(a.actions, b.actions) for a, b in zip(*found, strict=True))
+    assert not np.array_equal(found[0][0].actions, found[0][32].actions)  # waves differ
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[str]:
+    """Clone nothing, on a device of its own; return on which device policies were to be cloned."""
+    found = []
+
+    def train(config, policy, chunks, run, validate=None):
+        found.append(device_of(policy).type)
+        run.log(1, {"eval/score": 0.5})
+        return policy
+
+    for module in (wmpo, compare):
+        monkeypatch.setattr(module, "device", lambda: torch.device("meta"))
+        monkeypatch.setattr(module, "episodes", lambda run, *sources: [])
+        monkeypatch.setattr(module, "keep", lambda policy, folder: policy)
+    monkeypatch.setattr(bc, "chunks_from", lambda *_, **options: None)
+    monkeypatch.setattr(bc, "train", train)
+    return found
+
+
+def test_policies_are_cloned_where_grpo_trains(tmp_path, monkeypatch, trained):
+    config, run = WMPOConfig(), Run(tmp_path)
+    monkeypatch.setattr(wmpo, "real_env", lambda *_: ScriptedEnv([1]))
+    wmpo.clone(config, run)
+    run.once("policy_improved_0", lambda: {"practice_seconds": 3.0})
+    run.stage("clone").log(2, {"time/steps_per_second": 5.0})
+    TokenVLA(TokenVLAConfig()).save_pretrained(tmp_path / "policy_base")
+    assert compare.controls(config, run) == {"steps": 15, "grpo_seconds": 3.0}
+    assert trained == ["meta"] * 3
+
+
+def finished_run(folder, seed, base, *improved, rollouts=5):
+    """A run folder as the stages would leave it: successes on the test starts, by GRPO seed."""
+    config = WMPOConfig(out=folder, seed=seed, grpo_seeds=tuple(range(len(improved))))
     run = Run(folder, config)
     reports = {
         "demonstrations": {"demonstrations": 3, "play": 4},
-        "rollouts": {"rollouts": 5},
+        "rollouts": {"rollouts": rollouts},
         "clone": {"validation_episodes": 6},
         "grpo": {"policy_improved_0": {"practice_seconds": 90.0}},  # interrupted, and resumed
         "test": {},
         "test_real_policy_base": {"success": base},
         "test_imagined_policy_base": {"success": base},
-        "test_real_policy_improved_0": {"success": improved},
-        "test_imagined_policy_improved_0": {"success": improved},
     }
+    for world in ("real", "imagined"):
+        for grpo_seed, success in enumerate(improved):
+            reports[f"test_{world}_policy_improved_{grpo_seed}"] = {"success": success}
     for name in compare.CONTROLS:
         reports[f"test_real_policy_{name}"] = {"success": base}
     for name, report in reports.items():
         run.once(name, lambda report=report: report)
-    assert asdict(config)["seed"] == seed
     return folder
 
 
@@ -82,6 +183,36 @@ def test_publish_pools_runs_and_counts_episodes(tmp_path):
     assert "test_real_policy_base" not in content["wall_seconds"]
     assert content["wall_seconds"]["grpo"] == 90.0
     assert "+37.5 points" in table
+
+
+def test_publish_averages_the_seeds_of_a_replicate_before_it_pools(tmp_path):
+    fail, half, succeed = [False] * 4, [True, True, False, False], [True] * 4
+    runs = [
+        finished_run(tmp_path / "a", 0, fail, succeed, half, fail),  # 100, 50 and 0 points: 50
+        finished_run(tmp_path / "b", 1, fail, fail),  # 0 points
+    ]
+    compare.publish(runs, tmp_path / "results.json")
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert [(r["replicate"], r["seed"]) for r in content["runs"]] == [
+        (0, 0),
+        (0, 1),
+        (0, 2),
+        (1, 0),
+    ]
+    assert content["pooled"]["points"] == 25.0  # not the 37.5 of four runs
+    # Both replicates drawn alike in half of the draws: the second alone gains nothing.
+    assert content["pooled"]["low"] == 0.0
+
+
+def test_publish_refuses_a_replicate_twice_and_other_budgets(tmp_path):
+    flags = [False, True]
+    one, again = (finished_run(tmp_path / name, 0, flags, flags) for name in "ab")
+    larger = finished_run(tmp_path / "c", 1, flags, flags, rollouts=9)
+    with pytest.raises(ValueError, match="b is replicate 0 once more"):
+        compare.publish([one, again], tmp_path / "results.json")
+    with pytest.raises(ValueError, match=r"c used .*'rollouts': 9.* pool runs of one budget"):
+        compare.publish([one, larger], tmp_path / "results.json")
+    assert not (tmp_path / "results.json").exists()
 
 
 def test_publish_names_an_unfinished_run(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,12 @@ def record_expert(
 ) -> None:
     """Record the scripted expert from `starts[indices]`, one episode each, into `path` (HDF5).
 
-    An interrupted recording continues where it stopped and gives the same file. Raises ValueError
-    where `path` holds episodes from other starts, of another source or seed.
+    An interrupted recording continues where it stopped and gives the same file; one that holds more
+    episodes is left as it is. Raises ValueError where `path` holds episodes from other starts, of
+    another source, seed or length.
     """
     with EpisodeWriter(path, environment(task)) as writer:
-        _check_goes_on(writer, indices, source, seed)
+        _check_goes_on(writer, indices, source, seed, expert.length)
         todo = list(enumerate(indices))[len(writer) :]
         with tqdm(total=len(indices), initial=len(writer), desc=source, unit="episode") as bar:
             for batch in _batches(todo, pool):
@@ -70,27 +72,33 @@ def record_policy(
     path: Path,
     task: Task,
     env: Any,
-    act: Callable[[dict, list[str]], np.ndarray],
+    player: Callable[[int], Callable[[dict, list[str]], np.ndarray]],
     indices: Sequence[int],
     *,
     source: str,
     seed: int,
 ) -> None:
-    """Record `act(obs, instructions) -> actions (n, K, 7)` in a real environment, as above.
+    """Record a policy in a real environment, as above, in waves of num_envs episodes.
+
+    `player(first)` gives what acts in the wave that begins with episode number `first`,
+    `act(obs, instructions) -> actions (n, K, 7)`. An interrupted wave is played again as a whole,
+    and gives the same episodes where all that `act` draws is a function of `first`.
 
     `env` is `make_vec(..., backend="real", chunk=K, autoreset_mode="disabled",
     ignore_terminations=True, return_frames=True, horizon=task.horizon + TAIL)`: an episode goes on
-    past its success and is cut TAIL steps after it, or at the task's horizon without one. An
-    interrupted recording continues where it stopped. Raises ValueError for another environment, and
-    where `path` holds episodes from other starts, of another source or seed.
+    past its success and is cut TAIL steps after it, or at the task's horizon without one. Raises
+    ValueError for another environment, and where `path` holds episodes from other starts, of
+    another source or seed.
     """
     _check_recordable(env, task)
     with EpisodeWriter(path, environment(task)) as writer:
         _check_goes_on(writer, indices, source, seed)
         with tqdm(total=len(indices), initial=len(writer), desc=source, unit="episode") as bar:
             while len(writer) < len(indices):
-                wave = np.asarray(indices[len(writer) : len(writer) + env.num_envs])
-                for episode in _play_wave(env, act, wave, task.horizon, source, seed):
+                first = len(writer) - len(writer) % env.num_envs
+                wave = np.asarray(indices[first : first + env.num_envs])
+                played = _play_wave(env, player(first), wave, task.horizon, source, seed)
+                for episode in islice(played, len(writer) - first, None):
                     writer.append(episode)
                     bar.update()
 
@@ -116,15 +124,23 @@ def environment(task: Task) -> dict[str, Any]:
     }
 
 
-def _check_goes_on(writer: EpisodeWriter, indices: Sequence[int], source: str, seed: int) -> None:
-    last = writer.last()
-    if last is None or len(writer) > len(indices):
-        return  # nothing to go on from, or nothing to be added
-    found = (last.source, last.seed, last.start)
-    wanted = (source, seed, int(indices[len(writer) - 1]))
+def _check_goes_on(
+    writer: EpisodeWriter,
+    indices: Sequence[int],
+    source: str,
+    seed: int,
+    length: int | None = None,
+) -> None:
+    """Raise ValueError where the last episode that is there already is not the one asked for."""
+    at = min(len(writer), len(indices)) - 1
+    if at < 0:
+        return
+    last = writer.episode(at)
+    found = (last.source, last.seed, last.start, len(last))
+    wanted = (source, seed, int(indices[at]), length or len(last))
     if found != wanted:
         raise ValueError(
-            f"Episode {len(writer) - 1} in {writer.path} has (source, seed, start) {found}, not "
+            f"Episode {at} in {writer.path} has (source, seed, start, steps) {found}, not "
             f"{wanted}; continue it with the same settings, or write to another file."
         )
 

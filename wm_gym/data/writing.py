@@ -68,13 +68,13 @@ class EpisodeWriter:
         if kind is None:
             self.close()
 
-    def last(self) -> Episode | None:
-        """The episode written last; None where there is none yet."""
-        parts = self._part_files()
-        if not parts and not self._merged:
-            return None
-        with EpisodeFile(parts[-1] if parts else self.path) as file:
-            return file.episode(len(file) - 1)
+    def episode(self, i: int) -> Episode:
+        """Episode i of those written so far."""
+        if i < self._merged:
+            with EpisodeFile(self.path) as file:
+                return file.episode(i)
+        with EpisodeFile(self.parts / f"demo_{i}.hdf5") as part:
+            return part.episode(0)
 
     def append(self, episode: Episode) -> None:
         """Write one episode; it is safe on disk when this returns."""

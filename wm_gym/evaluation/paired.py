@@ -75,6 +75,7 @@ def result(
 ) -> dict[str, Any]:
     """A whole results file: `run_row`s, their pooled difference, controls, costs and `provenance`.
 
+    Rows of one replicate, which differ in their seed alone, are averaged before they are pooled.
     `controls` maps a name to (n,) bool successes; `real_episodes` counts demonstrations, play,
     rollouts and validation episodes.
     """
@@ -84,18 +85,23 @@ def result(
             f"Pooling needs at least one run, all on the same starts in the same order; got "
             f"{len(runs)} runs with {[len(s) for s in starts]} starts."
         )
-    flags = {
-        key: [[episode[key] for episode in run["episodes"]] for run in runs]
-        for key in ("base", "improved")
-    }
+    base, improved = (_success_shares(runs, key) for key in ("base", "improved"))
     return {
         **origin,
         "runs": [dict(run) for run in runs],
-        "pooled": pooled_difference(flags["base"], flags["improved"])._asdict(),
+        "pooled": pooled_difference(base, improved)._asdict(),
         "controls": {name: rate(success)._asdict() for name, success in controls.items()},
         "real_episodes": dict(real_episodes),
         "wall_seconds": {stage: round(s, 1) for stage, s in wall_seconds.items()},
     }
+
+
+def _success_shares(runs: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
+    """Share of the seeds of each replicate that succeed from each start, (replicates, starts)."""
+    seeds: dict[int, list[list[bool]]] = {}
+    for run in runs:
+        seeds.setdefault(run["replicate"], []).append([e[key] for e in run["episodes"]])
+    return np.array([np.mean(flags, axis=0) for flags in seeds.values()])
 
 
 def provenance(seeds: Sequence[int]) -> dict[str, Any]:

@@ -70,19 +70,22 @@ def paired_difference(
 def pooled_difference(
     base: ArrayLike, improved: ArrayLike, *, level: float = 0.95, draws: int = 10_000, seed: int = 0
 ) -> Difference:
-    """The mean difference over replicates; both (replicates, starts) bool, column s on start s.
+    """The mean difference over replicates; both (replicates, starts), column s on start s.
+
+    Entries are successes, bool, or the share of them among the seeds of a replicate, in [0, 1]:
+    seeds that share demonstrations, base policy and world model are no replicates of each other.
 
     Each draw of the bootstrap resamples replicates, then starts. The starts drawn are the same for
     all replicates of a draw, because the replicates did play the same starts: an easy draw of
     starts is easy for all. With two or three replicates such an interval is a rough guide.
     """
-    first, second = np.asarray(base, bool), np.asarray(improved, bool)
+    first, second = np.asarray(base, np.float64), np.asarray(improved, np.float64)
     if first.shape != second.shape or first.ndim != 2 or first.size == 0:
         raise ValueError(
             "Paired success arrays must have one shape, with an entry for each start; "
             f"got {first.shape[-1:] or first.shape} and {second.shape[-1:] or second.shape}."
         )
-    gain = second.astype(np.float64) - first  # (replicates, starts)
+    gain = second - first  # (replicates, starts)
     rng = np.random.default_rng(seed)
     runs, starts = gain.shape
     run_share = rng.multinomial(runs, np.full(runs, 1 / runs), size=draws) / runs  # (draws, runs)

@@ -17,6 +17,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from wm_gym.errors import UserError
 from wm_gym.machine import cores
 from wm_gym.real.rendering import choose_gl
 from wm_gym.tasks import Task
@@ -40,7 +41,7 @@ class SimulationPool:
         full_meshes: bool = False,
         timeout: float = CALL_TIMEOUT,
     ) -> None:
-        """Start the processes; raises ImportError or RuntimeError when robosuite cannot run."""
+        """Start the processes; raises ImportError or UserError when robosuite cannot run."""
         self.workers = workers or cores()
         self.timeout = timeout
         self._arguments = (task, full_meshes)
@@ -61,9 +62,9 @@ class SimulationPool:
         """Answer `Worker.<name>(*request)` for every request, in order.
 
         A worker that dies or does not answer in time is replaced, with a warning, and its request
-        tried once more. Raises RuntimeError, which calls the request by its label and quotes the
-        worker's last lines, when that fails too or the simulator raises. After an error or Ctrl-C
-        the pool can be used again.
+        tried once more. Raises UserError, which calls the request by its label and quotes the
+        worker's last lines, when that fails too, and RuntimeError when the simulator raises. After
+        an error or Ctrl-C the pool can be used again.
         """
         labels = labels or [f"request {i}" for i in range(len(requests))]
         waiting, tried = deque(range(len(requests))), set()
@@ -79,9 +80,7 @@ class SimulationPool:
                     if kind == "done":
                         answers[job] = answer
                     elif job in tried:
-                        raise RuntimeError(
-                            f"Two simulators died on {labels[job]} ({name}): {answer}"
-                        )
+                        raise UserError(f"Two simulators died on {labels[job]} ({name}): {answer}")
                     else:
                         warnings.warn(
                             f"{labels[job]} ({name}) goes to a new simulator: {answer}",
@@ -124,7 +123,7 @@ class SimulationPool:
                 self._replace(process, answer)
             elif kind == "failed" and process.starting:
                 missing = isinstance(answer, ImportError)
-                raise answer if missing else RuntimeError(f"robosuite:\n{answer}")
+                raise answer if missing else UserError(f"robosuite:\n{answer}")
             if kind != "nothing" and process.job is not None:
                 yield process.job, kind, answer
 
@@ -132,7 +131,7 @@ class SimulationPool:
         failures = process.failures + 1 if process.starting else 0
         self._processes[process.number] = _Process(self._arguments, process.number, failures)
         if failures >= 2:
-            raise RuntimeError(f"No simulator could be started: {why}")
+            raise UserError(f"No simulator could be started: {why}")
 
 
 class _Process:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from wm_gym.errors import UserError
 from wm_gym.tasks import Camera
 
 GL_LIBRARIES = {"egl": ("EGL", "libegl1 libgl1-mesa-dri"), "osmesa": ("OSMesa", "libosmesa6")}
@@ -17,7 +18,7 @@ GL_LIBRARIES = {"egl": ("EGL", "libegl1 libgl1-mesa-dri"), "osmesa": ("OSMesa", 
 def choose_gl() -> str:
     """Return the value for MUJOCO_GL: the user's own, or the first headless library present.
 
-    Raises RuntimeError that names the system package when there is none.
+    Raises UserError that names the system package when there is none.
     """
     chosen = os.environ.get("MUJOCO_GL")
     if chosen:
@@ -27,7 +28,7 @@ def choose_gl() -> str:
     for backend, (library, _) in GL_LIBRARIES.items():
         if ctypes.util.find_library(library):
             return backend
-    raise RuntimeError(
+    raise UserError(
         "Rendering robosuite without a screen needs a GL library; neither libEGL nor libOSMesa was "
         f"found. Install one, e.g. `apt-get install {GL_LIBRARIES['egl'][1]}` or "
         f"`apt-get install {GL_LIBRARIES['osmesa'][1]}`, then try again."

@@ -1,0 +1,27 @@
+"""The command `wm-gym quickstart`: what it refuses before it writes anything."""
+
+from __future__ import annotations
+
+import pytest
+
+from trainers.grpo import GRPOConfig
+from trainers.quickstart import QuickstartConfig, quickstart
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "Foo"}, "Unknown task 'Foo'"),
+        ({"episodes": 257}, "episodes must be an integer from 1 to 256, got 257"),
+        (
+            {"imagined_envs": 100},
+            "imagined_envs .* must be a multiple of grpo.group_size .* got 100",
+        ),
+        ({"grpo": GRPOConfig(eval_episodes=60)}, "grpo.eval_episodes .* got 60"),
+        ({"grpo": GRPOConfig(minibatch=0)}, "grpo.minibatch must be an integer at least 1, got 0"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        quickstart(QuickstartConfig(out=tmp_path / "run", **options))
+    assert not (tmp_path / "run").exists()
