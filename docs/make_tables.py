@@ -288,7 +288,7 @@ def _audited(content: Mapping[str, Any]) -> tuple[list, tuple[str, str], list, l
         [
             (f"AUROC of imagined success, {perturbed}", f"{content['counterfactual_auroc']:.3f}"),
             (
-                "real failures among these imagined as successes",
+                "optimism: real failures among these imagined as successes",
                 _rate(optimism) if optimism else "–",
             ),
         ],
