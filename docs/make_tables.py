@@ -209,19 +209,19 @@ def fidelity(content: Mapping[str, Any]) -> str:
     lines = [(step, *(f"{content[key][step]:.1f}" for key in names)) for step in content["psnr"]]
     told = [_table(("step", *names.values()), lines)]
     own = content["drift"].get("probe_median_mm", {})
-    note = f"Episodes that it never saw: {content['episodes']}; means of dB, medians of mm."
+    note = f"{content['episodes']} episodes that it was not trained on; mean dB, median mm."
     for source, by_step in content.get("psnr_by_source", {}).items():
         values = ", ".join(f"{value:.1f} at {step}" for step, value in by_step.items())
-        note += f" Those of the {source} alone, whole picture: {values}."
+        note += f" Episodes of the {source} alone, whole picture: {values}."
     if own:
         errors = " and ".join(f"{value:.1f} mm ({thing})" for thing, value in own.items())
-        note += f" The network that reads positions is itself off by {errors} on real pictures."
+        note += f" The probe that reads positions is itself off by {errors} on real pictures."
     if aside := content.get("aside"):
-        begun = f"the object begun {aside['mm']:g} mm aside"
-        note += f" And robosuite itself, {begun}: {_by_step(aside)}."
+        begun = f"its object started {aside['mm']:g} mm aside"
+        note += f" Upper reference, robosuite itself, {begun}: {_by_step(aside)}."
     if long := content["long"]:
-        note += f" In {long['episodes']} episodes that go on for far longer: {_by_step(long)}"
-        note += f"; robosuite itself: {_by_step(long['aside'])}." if long.get("aside") else "."
+        note += f" In {long['episodes']} much longer episodes: {_by_step(long)}"
+        note += f"; upper reference: {_by_step(long['aside'])}." if long.get("aside") else "."
     return "\n\n".join([*told, note, f"{_made(content)} {_machine(content)}"])
 
 

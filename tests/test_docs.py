@@ -270,14 +270,14 @@ def test_fidelity_is_a_table_by_step(tables, tmp_path):
     (tmp_path / "lift_fidelity.json").write_text(json.dumps(content))
     page = tables.fill("<!-- fidelity:begin --><!-- fidelity:end -->", tmp_path)
     assert "| 64 | 21.5 | 21.5 | 21.5 | 9.2 |" in page
-    assert "off by 2.0 mm (gripper) on real pictures. In 16 episodes" in page
-    assert "far longer: 20.0 dB at 64, 19.0 dB at 512." in page and "robosuite" not in page
+    assert "off by 2.0 mm (gripper) on real pictures. In 16 much longer episodes: 20.0 dB" in page
+    assert "20.0 dB at 64, 19.0 dB at 512." in page and "reference" not in page
     content["aside"] = {"mm": 0.8, "psnr": {"64": 29.0}}
     content["long"]["aside"] = {"mm": 0.8, "psnr": {"64": 28.0, "512": 16.0}}
     (tmp_path / "lift_fidelity.json").write_text(json.dumps(content))
     page = tables.fill("<!-- fidelity:begin --><!-- fidelity:end -->", tmp_path)
-    assert "And robosuite itself, the object begun 0.8 mm aside: 29.0 dB at 64. In 16" in page
-    assert "19.0 dB at 512; robosuite itself: 28.0 dB at 64, 16.0 dB at 512." in page
+    assert "Upper reference, robosuite itself, its object started 0.8 mm aside: 29.0 dB" in page
+    assert "19.0 dB at 512; upper reference: 28.0 dB at 64, 16.0 dB at 512." in page
 
 
 @pytest.fixture
