@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,36 @@ from wm_gym.evaluation.statistics import Difference, Rate
 RESULTS = Path("docs/results")
 PAGES = (Path("README.md"), Path("docs/results.md"))
 MISSING = "*Not measured yet.*"
+STAGES = (
+    "starts",
+    "demonstrations",
+    "clone",
+    "rollouts",
+    "train-world-model",
+    "train-success",
+    "grpo",
+    "test",
+)
+EPISODES = {
+    "play": "episodes of play",
+    "rollouts": "rollouts of the base policy",
+    "validation": "on validation starts to choose the base policy",
+}
+CONTROLS = {
+    "clone_longer": "base policy, cloned further on its demonstrations for as long as GRPO took",
+    "clone_successes": "the same, on demonstrations and successful rollouts",
+    "blank_picture": "improved policy, shown a grey picture",
+}
 
 
-def results(content: Mapping[str, Any]) -> str:
-    """A file of `wm-gym publish`: every run, the pooled gain, the controls, what it cost."""
+def results(content: Mapping[str, Any], run_name: str | None = None) -> str:
+    """A file of `wm-gym publish`: every run, the pooled gain, the controls, what it cost.
+
+    `run_name`: what to call the run of a file that holds only one replicate.
+    """
     runs = [
         (
-            f"replicate {run['replicate']}, seed {run['seed']}",
+            f"{run_name or 'replicate ' + str(run['replicate'])}, GRPO seed {run['seed']}",
             _rate(run["base"]),
             _rate(run["improved"]),
             _points(run["paired_difference"]),
@@ -34,23 +58,27 @@ def results(content: Mapping[str, Any]) -> str:
         )
         for run in content["runs"]
     ]
-    pooled = ("**all runs**", "", "", f"**{_points(content['pooled'])}**", "")
-    head = ("run", "base policy", "improved policy", "paired difference", "the same, imagined")
-    counts = content["real_episodes"]
-    controls = [(name.replace("_", " "), _rate(rate)) for name, rate in content["controls"].items()]
+    everything = "both GRPO seeds" if run_name and len(runs) == 2 else "all runs"
+    pooled = (f"**{everything}**", "", "", f"**{_points(content['pooled'])}**", "")
+    head = ("run", "base policy", "improved policy", "paired difference", "imagined success")
+    counts = ", ".join(
+        f"{count} {EPISODES.get(name, name)}" for name, count in content["real_episodes"].items()
+    )
+    whose = "" if run_name else " of each replicate"
+    controls = [
+        (CONTROLS.get(name, name.replace("_", " ")), _rate(rate))
+        for name, rate in content["controls"].items()
+    ]
     return "\n\n".join(
         [
-            "Success in robosuite on test starts, with its 95 % Wilson interval; the difference is "
-            "paired by start, with its bootstrap interval. That of all runs averages the seeds of "
-            "a replicate first, then draws replicates and starts.",
+            "Success in robosuite on the test starts, with 95 % Wilson intervals. The difference "
+            "is paired by start, with its 95 % bootstrap interval; over several runs, GRPO seeds "
+            "are averaged within a replicate first. The last column is the success of the same "
+            "two policies in the imagined world.",
             _table(head, [*runs, pooled]),
-            "Controls, on the same test starts: the base policy cloned on for as long as GRPO "
-            "practised, from its demonstrations, and from these and the successful rollouts; the "
-            "improved policy shown a grey picture.",
+            "Controls, in robosuite on the same test starts:",
             _table(("control", "success"), controls),
-            "Real episodes used: "
-            + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in counts.items())
-            + f". {_machine(content)}",
+            f"Episodes{whose} played in robosuite: {counts}. {_machine(content)}",
         ]
     )
 
@@ -60,6 +88,22 @@ def stages(content: Mapping[str, Any]) -> str:
     rows = [(name, _minutes(seconds)) for name, seconds in content["wall_seconds"].items()]
     rows.append(("**all**", _minutes(sum(content["wall_seconds"].values()))))
     return f"{_table(('stage', 'wall time'), rows)}\n\n{_made(content)} {_machine(content)}"
+
+
+def memory(marks: Mapping[str, Mapping[str, Any]]) -> str:
+    """The most memory that each stage of a run held, of its marks of finished work by name."""
+    most = dict.fromkeys(STAGES, 0)
+    for name, mark in marks.items():
+        parts = [mark, *(part for part in mark.values() if isinstance(part, dict))]
+        held = max(part.get("peak_memory", 0) for part in parts)  # 0: not known
+        stage = name.split("_")[0]
+        if stage in most:
+            most[stage] = max(most[stage], held)
+    told = [f"{name} {held / 1e9:.1f}" for name, held in most.items() if held]
+    return (
+        f"Peak memory of the process of each stage, in GB: {', '.join(told)}. Simulator workers "
+        "are processes of their own."
+    )
 
 
 def speed(content: Mapping[str, Any]) -> str:
@@ -72,6 +116,27 @@ def speed(content: Mapping[str, Any]) -> str:
         head = [key for key in rows[0] if key != "made" and not key.endswith("_ms")]
         told += [_columns(rows, head), f"{_made(made)} {_machine(made)}"]
     return "\n\n".join(told)
+
+
+def speed_summary(content: Mapping[str, Any]) -> str:
+    """speed.json in short: chunks of 8 in many environments, every machine in one table."""
+    columns = {
+        "num_envs": "environments",
+        "steps_per_second": "imagined",
+        "every_picture": "imagined, every picture",
+        "real_steps_per_second": "robosuite",
+        "real_every_picture": "robosuite, every picture",
+    }
+    rows = [row for row in content["rows"] if row["chunk"] == 8 and row["num_envs"] >= 64]
+    lines = [
+        (
+            row["device"],
+            "bundled" if row["preset"] == "its own" else f"`{row['preset']}`",
+            *(f"{row[key]:,.0f}" if key in row else "–" for key in columns),
+        )
+        for row in rows
+    ]
+    return _table(("device", "world model", *columns.values()), lines)
 
 
 def parts(content: Mapping[str, Any]) -> str:
@@ -145,19 +210,19 @@ def fidelity(content: Mapping[str, Any]) -> str:
     lines = [(step, *(f"{content[key][step]:.1f}" for key in names)) for step in content["psnr"]]
     told = [_table(("step", *names.values()), lines)]
     own = content["drift"].get("probe_median_mm", {})
-    note = f"Episodes that it never saw: {content['episodes']}; means of dB, medians of mm."
+    note = f"{content['episodes']} episodes that it was not trained on; mean dB, median mm."
     for source, by_step in content.get("psnr_by_source", {}).items():
         values = ", ".join(f"{value:.1f} at {step}" for step, value in by_step.items())
-        note += f" Those of the {source} alone, whole picture: {values}."
+        note += f" Episodes of the {source} alone, whole picture: {values}."
     if own:
         errors = " and ".join(f"{value:.1f} mm ({thing})" for thing, value in own.items())
-        note += f" The network that reads positions is itself off by {errors} on real pictures."
+        note += f" The probe that reads positions is itself off by {errors} on real pictures."
     if aside := content.get("aside"):
-        begun = f"the object begun {aside['mm']:g} mm aside"
-        note += f" And robosuite itself, {begun}: {_by_step(aside)}."
+        begun = f"its object started {aside['mm']:g} mm aside"
+        note += f" Upper reference, robosuite itself, {begun}: {_by_step(aside)}."
     if long := content["long"]:
-        note += f" In {long['episodes']} episodes that go on for far longer: {_by_step(long)}"
-        note += f"; robosuite itself: {_by_step(long['aside'])}." if long.get("aside") else "."
+        note += f" In {long['episodes']} much longer episodes: {_by_step(long)}"
+        note += f"; upper reference: {_by_step(long['aside'])}." if long.get("aside") else "."
     return "\n\n".join([*told, note, f"{_made(content)} {_machine(content)}"])
 
 
@@ -166,40 +231,80 @@ def _by_step(found: Mapping[str, Any]) -> str:
 
 
 def audit(content: Mapping[str, Any]) -> str:
-    """lift_audit.json: every figure in a row."""
-    r, horizon = content["pearson_r"], content["usable_horizon"]
-    interval = f" [{r['low']:.2f}, {r['high']:.2f}]" if "low" in r else ""
+    """lift_audit.json: every figure in a row, and how each part was measured."""
     kinds = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in content["failures"].items())
+    wrong, horizon, ranking, perturbed = _audited(content)
     lines = [
-        ("imagined success among real failures", _rate(content["hallucinated_success_rate"])),
-        ("no imagined success among real successes", _rate(content["missed_success_rate"])),
-        ("outcomes that agree", _rate(content["paired_accuracy"])),
-        ("what went wrong in hallucinated successes", kinds or "-"),
+        *wrong,
+        ("what went wrong in hallucinated successes", kinds or "–"),
         ("F1 of the classifier on real video", f"{content['f1_real']:.3f}"),
-        ("F1 of imagined verdicts", f"{content['f1_imagined']:.3f}"),
-        ("usable horizon, steps", str(horizon)),
-        (
-            f"Pearson's r of imagined and real success, {content['policies']} policies",
-            f"{r['value']:.2f}{interval}",
-        ),
-        ("MMRV", f"{content['mmrv']:.3f}"),
-        (
-            f"AUROC on {content['counterfactual_sequences']} counterfactuals, held-out families",
-            f"{content['counterfactual_auroc']:.3f}",
-        ),
+        ("F1 of imagined outcomes", f"{content['f1_imagined']:.3f}"),
+        horizon,
+        *ranking,
+        *perturbed,
     ]
     told = _table((f"{content['pairs']} paired episodes", ""), lines)
-    return f"{told}\n\n{_made(content)} {_machine(content)}"
+    measured = "\n".join(
+        f"- {name}: {part['split']} starts, by `{part['command']}` at commit "
+        f"`{str(part['commit'])[:12]}`"
+        for name, part in content["measured"].items()
+    )
+    return f"{told}\n\n{measured}\n\n{_made(content)} {_machine(content)}"
+
+
+def audit_summary(content: Mapping[str, Any]) -> str:
+    """lift_audit.json in short, with the starts that each part was measured on."""
+    wrong, horizon, ranking, perturbed = _audited(content)
+    splits = ", ".join(
+        f"{name} from {part['split']} starts" for name, part in content["measured"].items()
+    )
+    told = _table((f"{content['pairs']} paired episodes", ""), [*wrong, horizon, *ranking])
+    lines = "\n".join(f"| {name} | {value} |" for name, value in perturbed)
+    return f"{told}\n{lines}\n\nMeasured: {splits}."
+
+
+def _audited(content: Mapping[str, Any]) -> tuple[list, tuple[str, str], list, list]:
+    """Rows of an audit: wrong outcomes, the horizon, how policies rank, perturbed successes."""
+    ends, r = content["usable_horizon_ends_by"], content["pearson_r"]
+    why = f"ended by {' and '.join(ends)}" if ends else "the whole episode; no limit was reached"
+    interval = f" [{r['low']:.2f}, {r['high']:.2f}]" if "low" in r else ""
+    policies = f"{content['policies']} policies"
+    perturbed = f"{content['counterfactual_sequences']} perturbed sequences, held-out families"
+    optimism = content["counterfactual_optimism"]
+    wrong = [
+        ("real failures imagined as successes", _rate(content["hallucinated_success_rate"])),
+        ("real successes imagined as failures", _rate(content["missed_success_rate"])),
+        ("outcomes that agree", _rate(content["paired_accuracy"])),
+    ]
+    return (
+        wrong,
+        ("usable horizon, control steps", f"{content['usable_horizon']} ({why})"),
+        [
+            (
+                f"Pearson's r of imagined and real success, {policies}",
+                f"{r['value']:.2f}{interval}",
+            ),
+            (f"MMRV (mean maximum rank violation), {policies}", f"{content['mmrv']:.3f}"),
+        ],
+        [
+            (f"AUROC of imagined success, {perturbed}", f"{content['counterfactual_auroc']:.3f}"),
+            (
+                "optimism: real failures among these imagined as successes",
+                _rate(optimism) if optimism else "–",
+            ),
+        ],
+    )
 
 
 def agreement(content: Mapping[str, Any]) -> str:
     """lift_agreement.json: every policy in both worlds, and how alike these rank them."""
     lines = [
-        (row["policy"], f"{row['noise']:g}", *_both_worlds(row)) for row in content["policies"]
+        (_policy(row["policy"]), f"{row['noise']:g}", *_both_worlds(row))
+        for row in content["policies"]
     ]
     found = content["agreement"]
     low, high = (found["pearson_fisher"][end] for end in ("low", "high"))
-    told = _table(("policy", "noise", "imagined", "real", "imagined less real"), lines)
+    told = _table(("policy", "noise", "imagined", "real", "imagined − real"), lines)
     figures = (
         f"Pearson's r {found['pearson']:.3f} [{low:.3f}, {high:.3f}], Spearman's rho "
         f"{found['spearman']:.3f}, MMRV {found['mmrv']:.3f}."
@@ -220,27 +325,33 @@ def overoptimization(content: Mapping[str, Any]) -> str:
         )
         for row in content["rows"]
     ]
-    head = ("iterations", "imagined", "real", "imagined less real", "hallucinated", "missed")
+    head = ("iterations", "imagined", "real", "imagined − real", "hallucinated", "missed")
     parts, misleads = content["parts_at"], content["misleads_at"]
-    verdict = "Rates do not part; " if parts is None else f"Rates part at {parts}; "
-    if misleads is None:
-        verdict += "that hallucinations become more than the base policy's is not shown."
+    if parts is None:
+        verdict = "Imagined success does not become optimistic; "
     else:
-        verdict += f"hallucinations are more than the base policy's at {misleads}."
+        verdict = f"Imagined success is optimistic from iteration {parts}; "
+    if misleads is None:
+        verdict += "no increase in hallucinated successes is shown."
+    else:
+        verdict += f"hallucinated successes are more frequent from iteration {misleads}."
     return f"{_table(head, lines)}\n\n{verdict} {_made(content)} {_machine(content)}"
 
 
 # Section between <!-- NAME:begin --> and <!-- NAME:end -->: the file it shows, and how.
 SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
-    "results": ("lift_bundled.json", results),
+    "results": ("lift_bundled.json", partial(results, run_name="bundled run")),
     "stages": ("lift_bundled.json", stages),
+    "memory": ("bundled", memory),
     "replicates": ("lift_wmpo.json", results),
     "speed": ("speed.json", speed),
+    "speed-summary": ("speed.json", speed_summary),
     "parts": ("speed.json", parts),
     "ablations": ("ablations.json", ablations),
     "overhead": ("env_overhead.json", overhead),
     "fidelity": ("lift_fidelity.json", fidelity),
     "audit": ("lift_audit.json", audit),
+    "audit-summary": ("lift_audit.json", audit_summary),
     "agreement": ("lift_agreement.json", agreement),
     "overoptimization": ("lift_overoptimization.json", overoptimization),
 }
@@ -249,9 +360,11 @@ SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
 def fill(page: str, folder: Path) -> str:
     """Return `page` with each of its marked sections written anew from the files in `folder`."""
     for name, (file, write) in SECTIONS.items():
-        path = folder / file
-        body = write(json.loads(path.read_text())) if path.exists() else MISSING
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        if begin not in page:
+            continue
+        path = folder / file
+        body = write(_read(path)) if path.exists() else MISSING
         marked = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         page = marked.sub(lambda _, text=f"{begin}\n{body}\n{end}": text, page)
     return page
@@ -277,6 +390,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif stale:
         print(f"Rewrote {', '.join(stale)}.")
     return int(bool(stale and options.check))
+
+
+def _read(path: Path) -> Any:
+    """A JSON file; of a folder with a run in it, the marks of its finished work by their names."""
+    if path.is_dir():
+        return {mark.stem: json.loads(mark.read_text()) for mark in path.glob("*/done/*.json")}
+    return json.loads(path.read_text())
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -307,6 +427,14 @@ def _points(difference: Mapping[str, Any]) -> str:
 
 def _both_worlds(row: Mapping[str, Any]) -> tuple[str, str, str]:
     return _rate(row["imagined"]), _rate(row["real"]), _points(row["bias"])
+
+
+def _policy(name: str) -> str:
+    """A policy's label in words: "00080", "policy_base", "policy_improved_0"."""
+    if name.isdigit():
+        return f"after {int(name)} iterations"
+    kind, _, seed = name.removeprefix("policy_").partition("_")
+    return f"{kind}, GRPO seed {seed}" if seed else kind
 
 
 def _percent(rate: Mapping[str, Any]) -> str:

@@ -56,6 +56,10 @@ class TokenVLA(nn.Module, Pretrained):
 
     config_class = TokenVLAConfig
     asset = "policy"
+    interface = """\
+Inputs: `obs["image"]`, uint8 (n, H, W, 3) of `config.image_size` pixels, and n instructions.
+Output of `act`: `config.chunk` actions in [-1, 1] per row, float32 (n, k, 7): OSC_POSE deltas
+and the gripper. It sees one picture at a time and no proprioception."""
 
     def __init__(self, config: TokenVLAConfig) -> None:
         super().__init__()

@@ -85,7 +85,7 @@ def test_a_section_is_written_from_its_file_and_the_rest_stays(tables, checkout)
     assert tables.main(["--root", str(checkout)]) == 0
     page = (checkout / "README.md").read_text()
     assert "old" not in page and page.endswith("\n\nThe rest stays.\n")
-    row = next(line for line in page.splitlines() if line.startswith("| replicate 0, seed 1"))
+    row = next(line for line in page.splitlines() if line.startswith("| bundled run, GRPO seed 1"))
     assert row.split(" | ")[1:] == [
         "40.0 % [33.4, 46.9] (n = 200)",
         "60.0 % [53.1, 66.6] (n = 200)",
@@ -93,8 +93,35 @@ def test_a_section_is_written_from_its_file_and_the_rest_stays(tables, checkout)
         "45.0 % → 70.0 % |",
     ]
     assert "| more cloning | 40.0 % [33.4, 46.9] (n = 200) |" in page
-    assert "60 demonstrations, 240 play, 128 rollouts, 64 validation" in page
+    assert "60 demonstrations, 240 episodes of play, 128 rollouts of the base policy, 64 on" in page
+    assert "| **all runs** |  |  | **+20.0 points [12.0, 28.0]** |" in page
     assert "2 cores of Z80, no GPU; 2026-11-22." in page
+
+
+def test_runs_of_several_replicates_are_numbered(tables, checkout):
+    content = json.loads((checkout / "docs/results/lift_bundled.json").read_text())
+    content["runs"] *= 2
+    assert "| **both GRPO seeds** |" in tables.results(content, "bundled run")
+    told = tables.results(content)
+    assert "| replicate 0, GRPO seed 1 |" in told and "| **all runs** |" in told
+    assert "Episodes of each replicate played in robosuite: 60 demonstrations," in told
+
+
+def test_memory_of_a_stage_is_the_most_that_any_of_its_parts_held(tables, tmp_path):
+    done = tmp_path / "bundled/replicate-1/done"
+    done.mkdir(parents=True)
+    marks = {
+        "starts": {"peak_memory": 0},  # not known
+        "grpo": {"policy_improved_0": {"peak_memory": 4_780_000_000}, "peak_memory": 490_000_000},
+        "policy_improved_0": {"peak_memory": 4_780_000_000},
+        "test": {"real/policy_base": "39 %"},
+        "test_real_policy_base": {"peak_memory": 600_000_000},
+        "test_imagined_policy_base": {"peak_memory": 710_000_000},
+    }
+    for name, mark in marks.items():
+        (done / f"{name}.json").write_text(json.dumps(mark))
+    page = tables.fill("<!-- memory:begin --><!-- memory:end -->", tmp_path)
+    assert "in GB: grpo 4.8, test 0.7. Simulator" in page
 
 
 def test_stages_are_minutes_with_their_sum(tables, checkout):
@@ -150,12 +177,29 @@ def test_parts_are_those_of_the_command_that_timed_steps_by_the_clock(tables, tm
     assert "Not measured yet" in tables.fill("<!-- parts:begin --><!-- parts:end -->", tmp_path)
 
 
-@pytest.mark.parametrize(("parts_at", "verdict"), [(None, "do not part"), (20, "part at 20")])
+def test_speed_in_short_has_chunks_in_many_environments_of_all_machines(tables, tmp_path):
+    own = {"device": "Z80", "preset": "its own", "steps_per_second": 1234.5, "every_picture": 600.4}
+    rows = [
+        own | {"num_envs": n, "chunk": c, "real_steps_per_second": 20.4}
+        for n, c in ((1, 8), (64, 1), (64, 8))
+    ]
+    rows += [own | {"device": "H200", "preset": "small", "num_envs": 256, "chunk": 8}]
+    (tmp_path / "speed.json").write_text(json.dumps({**ORIGIN, "rows": rows}))
+    page = tables.fill("<!-- speed-summary:begin --><!-- speed-summary:end -->", tmp_path)
+    assert page.count("| Z80 |") == 1
+    assert "| Z80 | bundled | 64 | 1,234 | 600 | 20 | – |" in page
+    assert "| H200 | `small` | 256 | 1,234 | 600 | – | – |" in page
+
+
+@pytest.mark.parametrize(
+    ("parts_at", "verdict"),
+    [(None, "does not become optimistic"), (20, "is optimistic from iteration 20")],
+)
 @pytest.mark.parametrize(
     ("misleads_at", "told"),
     [
-        (None, "that hallucinations become more than the base policy's is not shown"),
-        (40, "hallucinations are more than the base policy's at 40"),
+        (None, "no increase in hallucinated successes is shown"),
+        (40, "hallucinated successes are more frequent from iteration 40"),
     ],
 )
 def test_overoptimization_shows_both_worlds_by_iteration(
@@ -170,7 +214,7 @@ def test_overoptimization_shows_both_worlds_by_iteration(
     page = tables.fill("<!-- overoptimization:begin --><!-- overoptimization:end -->", tmp_path)
     assert "| 20 | 50.0 % [15.0, 85.0] (n = 4) | 75.0 % [15.0, 85.0] (n = 4) | -1.5 points" in page
     assert "-1.5 points [-4.0, 1.0] | – | 50.0 % [15.0, 85.0] (n = 4) |" in page
-    assert f"Rates {verdict}; {told}. Made by" in page
+    assert f"Imagined success {verdict}; {told}. Made by" in page
 
 
 def test_agreement_shows_every_policy_and_how_they_rank(tables, tmp_path):
@@ -178,10 +222,12 @@ def test_agreement_shows_every_policy_and_how_they_rank(tables, tmp_path):
     bias = {"points": -1.5, "low": -4.0, "high": 1.0}
     row = {"policy": "shy", "noise": 0.2, "imagined": rate, "real": rate, "bias": bias}
     found = {"pearson": 0.9, "pearson_fisher": {"low": 0.7, "high": 0.95}, "spearman": 0.8}
-    content = {**ORIGIN, "policies": [row], "agreement": {**found, "mmrv": 0.0125}}
+    rows = [row, {**row, "policy": "policy_improved_0"}, {**row, "policy": "00080"}]
+    content = {**ORIGIN, "policies": rows, "agreement": {**found, "mmrv": 0.0125}}
     (tmp_path / "lift_agreement.json").write_text(json.dumps(content))
     page = tables.fill("<!-- agreement:begin --><!-- agreement:end -->", tmp_path)
     assert "| shy | 0.2 | 50.0 % [15.0, 85.0] (n = 4) | 50.0 %" in page and "-1.5 points" in page
+    assert "| improved, GRPO seed 0 | 0.2 |" in page and "| after 80 iterations | 0.2 |" in page
     assert "r 0.900 [0.700, 0.950], Spearman's rho 0.800, MMRV 0.013. Made by" in page
 
 
@@ -224,36 +270,70 @@ def test_fidelity_is_a_table_by_step(tables, tmp_path):
     (tmp_path / "lift_fidelity.json").write_text(json.dumps(content))
     page = tables.fill("<!-- fidelity:begin --><!-- fidelity:end -->", tmp_path)
     assert "| 64 | 21.5 | 21.5 | 21.5 | 9.2 |" in page
-    assert "off by 2.0 mm (gripper) on real pictures. In 16 episodes" in page
-    assert "far longer: 20.0 dB at 64, 19.0 dB at 512." in page and "robosuite" not in page
+    assert "off by 2.0 mm (gripper) on real pictures. In 16 much longer episodes: 20.0 dB" in page
+    assert "20.0 dB at 64, 19.0 dB at 512." in page and "reference" not in page
     content["aside"] = {"mm": 0.8, "psnr": {"64": 29.0}}
     content["long"]["aside"] = {"mm": 0.8, "psnr": {"64": 28.0, "512": 16.0}}
     (tmp_path / "lift_fidelity.json").write_text(json.dumps(content))
     page = tables.fill("<!-- fidelity:begin --><!-- fidelity:end -->", tmp_path)
-    assert "And robosuite itself, the object begun 0.8 mm aside: 29.0 dB at 64. In 16" in page
-    assert "19.0 dB at 512; robosuite itself: 28.0 dB at 64, 16.0 dB at 512." in page
+    assert "Upper reference, robosuite itself, its object started 0.8 mm aside: 29.0 dB" in page
+    assert "19.0 dB at 512; upper reference: 28.0 dB at 64, 16.0 dB at 512." in page
 
 
-def test_an_audit_is_a_table_of_its_figures(tables, tmp_path):
+@pytest.fixture
+def audited() -> dict:
+    """An audit that no limit ended: lift_audit.json."""
     rate = {"n": 100, "successes": 10, "rate": 0.1, "low": 0.055, "high": 0.174}
     names = ("hallucinated_success_rate", "missed_success_rate", "paired_accuracy")
-    content = {
+    return {
         **ORIGIN,
         **dict.fromkeys(names, rate),
         **dict.fromkeys(("f1_real", "f1_imagined", "mmrv", "counterfactual_auroc"), 0.9),
         "pairs": 256,
         "failures": {"never_grasped": 7, "late": 3},
-        "usable_horizon": 40,
+        "usable_horizon": 64,
+        "usable_horizon_ends_by": [],
         "policies": 10,
         "pearson_r": {"value": 0.951, "low": 0.8, "high": 0.99},
+        "counterfactual_optimism": {**rate, "rate": 0.35},
         "counterfactual_sequences": 96,
+        "measured": {
+            "audit": {**ORIGIN, "command": "wm-gym audit", "split": "test"},
+            "agreement": {**ORIGIN, "command": "wm-gym agree", "split": "validation"},
+        },
     }
-    (tmp_path / "lift_audit.json").write_text(json.dumps(content))
+
+
+def test_an_audit_is_a_table_of_its_figures(tables, tmp_path, audited):
+    (tmp_path / "lift_audit.json").write_text(json.dumps(audited))
     page = tables.fill("<!-- audit:begin --><!-- audit:end -->", tmp_path)
     assert "| 256 paired episodes |  |" in page
-    assert "| imagined success among real failures | 10.0 % [5.5, 17.4] (n = 100) |" in page
+    assert "| real failures imagined as successes | 10.0 % [5.5, 17.4] (n = 100) |" in page
     assert "| never grasped 7, late 3 |" in page.replace("hallucinated successes ", "")
     assert "10 policies | 0.95 [0.80, 0.99] |" in page
+    assert "held-out families | 0.900 |\n" in page
+    assert "among these imagined as successes | 35.0 % [5.5, 17.4] (n = 100) |" in page
+    assert "\n- audit: test starts, by `wm-gym audit` at commit `0123456789ab`\n" in page
+    assert "\n- agreement: validation starts, by `wm-gym agree`" in page
+
+
+@pytest.mark.parametrize(
+    ("ends", "told"),
+    [
+        ([], "64 (the whole episode; no limit was reached)"),
+        (["object", "agreement"], "64 (ended by object and agreement)"),
+    ],
+)
+def test_an_audit_says_what_ends_the_usable_horizon(tables, audited, ends, told):
+    content = {**audited, "usable_horizon_ends_by": ends}
+    for write in (tables.audit, tables.audit_summary):
+        assert f"| usable horizon, control steps | {told} |" in write(content)
+
+
+def test_an_audit_in_short_says_on_which_starts(tables, audited):
+    told = tables.audit_summary(audited)
+    assert "Measured: audit from test starts, agreement from validation starts." in told
+    assert "among these imagined as successes | 35.0 % [5.5, 17.4] (n = 100) |" in told
 
 
 def test_without_a_file_a_section_says_that_nothing_is_measured(tables, tmp_path):

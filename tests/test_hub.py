@@ -140,6 +140,12 @@ def test_card_says_licence_tags_paper_and_size(tiny, tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: wm_gym\nlicense: apache-2.0\ntags:\n- robotics\n")
     assert "A tiny test." in card and "2511.09515" in card and "4 weights" in card
+    sections = ["Usage", "Inputs and outputs", "Intended use and limits", "Licence"]
+    assert [line[3:] for line in card.splitlines() if line.startswith("## ")] == sections
+    tiny.save_pretrained(tmp_path, limits="Only for tests.", metrics={"loss": 0.5})
+    card = (tmp_path / "README.md").read_text()
+    assert "simulation" in card and "\n\nOnly for tests.\n\n## Measurements\n" in card
+    assert card.index("| loss | 0.5 |\n\n## Licence\n") > 0
 
 
 def test_card_written_by_hand_is_kept(tiny, tmp_path):

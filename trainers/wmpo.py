@@ -49,7 +49,10 @@ STARTS = {"train": 512, "validation": 128, "test": 256}
 
 @dataclass(frozen=True, slots=True)
 class WMPOConfig:
-    """One replicate of the whole method; the defaults are those of the published results."""
+    """One replicate of the whole method.
+
+    The published results were made with earlier defaults of some options, see docs/results.md.
+    """
 
     task: str = "Lift"
     budget: int = 128
@@ -71,8 +74,8 @@ class WMPOConfig:
     moments: int = 512
     """Moments of the rollouts at which imagined episodes begin, beside the starts."""
     preset: str = "nano-object"
-    """Of the world model; `nano` is never told where the object is, not even in training. `small`
-    and `paper` are for files of one's own with larger pictures, see `wm-gym presets`."""
+    """Of the world model. `nano-object` learns from the object's pose, `nano` does without. `small`
+    and `paper` are for your own files with larger pictures, see `wm-gym presets`."""
     clone: bc.BCConfig = field(default_factory=lambda: bc.BCConfig(held_out=0.0))
     world_model: WorldModelTrainingConfig = field(default_factory=WorldModelTrainingConfig)
     success: SuccessTrainingConfig = field(default_factory=SuccessTrainingConfig)

@@ -46,26 +46,47 @@ tags:
 
 {description}
 
+A `{kind}` of wm-gym, {parameters:,} weights. The method is WMPO
+([arXiv 2511.09515](https://arxiv.org/abs/2511.09515)).
+
+## Usage
+
+Install wm-gym from a checkout with `pip install -e .` (Python 3.11 or later), then:
+
 ```python
 from {module} import {kind}
 
 model = {kind}.from_pretrained("{name}")
 ```
+
+## Inputs and outputs
+
+{interface}
+
+## Intended use and limits
+
+{limits}
 {metrics}
-A `{kind}` of wm-gym, {parameters:,} weights. The method is WMPO
-([arXiv 2511.09515](https://arxiv.org/abs/2511.09515)).
+## Licence
+
+Apache-2.0, as wm-gym itself.
 """
+_LIMITS = """\
+For research in simulation. It has never been used on hardware, and is only reliable near the data
+that it was trained on."""
 
 
 class Pretrained:
     """Mixin for an `nn.Module` built as `Model(config)` from a frozen dataclass, kept as `.config`.
 
     A subclass names the dataclass in `config_class`, and its bundled folder's name in `asset`:
-    with `asset = "world_model"`, "lift" means `assets/lift/world_model`.
+    with `asset = "world_model"`, "lift" means `assets/lift/world_model`. `interface` says on its
+    model cards what goes in and what comes out.
     """
 
     config_class: ClassVar[type]
     asset: ClassVar[str] = ""
+    interface: ClassVar[str] = "See the docstring of the class."
     config: Any
 
     def save_pretrained(
@@ -74,12 +95,14 @@ class Pretrained:
         *,
         dtype: torch.dtype | None = None,
         description: str = "",
+        limits: str = "",
         metrics: Mapping[str, object] | None = None,
     ) -> None:
         """Write config, weights and model card into `folder`, each aside and then renamed.
 
         `dtype=torch.float16` halves the file; loading restores the model's own dtype. An existing
-        card is kept unless a `description` or `metrics` (name -> value) come with the call.
+        card is kept unless a `description`, `limits` (added to those of all models) or `metrics`
+        (name -> value) come with the call.
         """
         assert isinstance(self, nn.Module)
         folder = Path(folder)
@@ -96,11 +119,11 @@ class Pretrained:
         config = {"class": type(self).__name__, **asdict(self.config)}
         with replacing(folder / CONFIG) as aside:
             aside.write_text(json.dumps(config, indent=2) + "\n")
-        if description or metrics or not (folder / CARD).exists():
+        if description or limits or metrics or not (folder / CARD).exists():
             with replacing(folder / CARD) as aside:
                 ours = folder.is_relative_to(ASSETS)
                 name = folder.relative_to(ASSETS).as_posix() if ours else folder.name
-                aside.write_text(self._card(name, description, metrics or {}))
+                aside.write_text(self._card(name, description, limits, metrics or {}))
 
     @classmethod
     def from_pretrained(
@@ -142,6 +165,7 @@ class Pretrained:
         private: bool | None = None,
         dtype: torch.dtype | None = None,
         description: str = "",
+        limits: str = "",
         metrics: Mapping[str, object] | None = None,
     ) -> str:
         """Upload to "user/name" on the Hub, created if need be; returns the commit's URL."""
@@ -149,18 +173,22 @@ class Pretrained:
         api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, dtype=dtype)
-            (Path(folder) / CARD).write_text(self._card(repo_id, description, metrics or {}))
+            card = self._card(repo_id, description, limits, metrics or {})
+            (Path(folder) / CARD).write_text(card)
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
 
-    def _card(self, name: str, description: str, metrics: Mapping[str, object]) -> str:
+    def _card(self, name: str, description: str, limits: str, metrics: Mapping[str, object]) -> str:
         assert isinstance(self, nn.Module)
         rows = "".join(f"| {key} | {value} |\n" for key, value in metrics.items())
+        measured = f"\n## Measurements\n\n| measure | value |\n| --- | --- |\n{rows}"
         return _CARD.format(
             name=name,
             description=description or f"A {type(self).__name__} for wm-gym.",
             module=type(self).__module__,
             kind=type(self).__name__,
-            metrics=f"\n| measure | value |\n| --- | --- |\n{rows}" if rows else "",
+            interface=self.interface,
+            limits=f"{_LIMITS}\n\n{limits}".strip(),
+            metrics=measured if rows else "",
             parameters=sum(p.numel() for p in self.parameters()),
         )
 

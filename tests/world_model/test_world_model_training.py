@@ -80,6 +80,13 @@ def interrupted(monkeypatch, at: int) -> None:
     monkeypatch.setattr(Learner, "step", stop)
 
 
+def test_pictures_of_another_size_are_refused_before_training(small, squares, tmp_path):
+    larger = [replace(e, frames=e.frames.repeat(2, axis=1).repeat(2, axis=2)) for e in squares]
+    with pytest.raises(ValueError, match="16 x 16; the episodes have 32 x 32"):
+        train_world_model(small(0), larger, SHORT, Run(tmp_path))
+    assert not list(tmp_path.rglob("*.pt"))
+
+
 def test_clips_grow_and_batches_keep_their_size(small, squares, tmp_path, monkeypatch):
     shapes, step = [], Learner.step
 

@@ -56,6 +56,10 @@ class SuccessClassifier(nn.Module, Pretrained):
 
     config_class = SuccessConfig
     asset = "success"
+    interface = """\
+Input: latents of the world model that it was trained with, float32 (n, t, f). Output of `watch`:
+after every frame the probability, float32 (n, t), that the task is done. An episode succeeds
+where this reaches `config.threshold` in `config.hold_k` of the last `config.hold_n` frames."""
 
     def __init__(self, config: SuccessConfig) -> None:
         """Build with random weights."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wm_gym.checks import check_size
 from wm_gym.data.episodes import Episode
 from wm_gym.data.measurements import measured
 from wm_gym.data.symmetry import check_mirrored, check_robot, mirrored
@@ -83,8 +84,10 @@ def train_world_model(
 
     `fine_tune`: the model is no new one and keeps its mean picture and its scale of the body.
     Returns the held-out replay (see `replay_report`) of the weights that it keeps. Checkpoints go
-    into `run`, from which an interrupted training continues.
+    into `run`, from which an interrupted training continues. Raises ValueError for pictures of
+    another size than the model's.
     """
+    check_size(episodes, model.config.image_size)
     fit, judged = set_aside(episodes, config.held_out, config.seed)
     compared = steps_to_judge(judged)
     windows = Windows(
