@@ -214,8 +214,9 @@ def test_the_vector_is_moved_by_action_body_and_old_grid():
 
 def test_the_body_moves_in_units_of_its_usual_change():
     step, state, action = transition().requires_grad_(False), states(), drawn(2, 7)
-    step.motion.robot[-1].bias.copy_(torch.tensor([1.0, -2.0, 4.0]))  # all but the finger, at 2
-    step.motion.met[-1].bias.copy_(torch.tensor([3.0]))
+    step.motion.reach[-1].bias.copy_(torch.tensor([1.0, 1.0]))  # of the hand
+    step.motion.met[-1].bias.copy_(torch.tensor([0.0, -3.0, 3.0]))  # of hand and finger
+    step.motion.robot[-1].bias.fill_(4.0)
     step.motion.change.copy_(torch.tensor([0.5, 0.5, 0.0, 2.0]))
     expected = state.body + torch.tensor([0.5, -1.0, 0.0, 8.0])
     torch.testing.assert_close(step(state, action)[0].body, expected)
@@ -253,7 +254,8 @@ def test_the_vector_stays_between_minus_one_and_one():
 def test_vector_and_body_are_exact_under_autocast():
     """In bfloat16 what a step adds to a body would be lost: 1 + 1/1000 is 1."""
     step, state = transition().requires_grad_(False), states()._replace(body=torch.ones(2, 4))
-    step.motion.robot[-1].bias.fill_(1.0), step.motion.met[-1].bias.fill_(1.0)
+    for part in (step.motion.met, step.motion.robot):
+        part[-1].bias.fill_(1.0)
     step.motion.change.fill_(1e-3)
     with torch.autocast("cpu", torch.bfloat16):
         read = randomise(Encoder(2, 8, 8, 6, 4, side=2))(drawn(2, 2, 3, 16, 16))

@@ -48,7 +48,7 @@ def test_every_weight_has_one_optimiser_and_vectors_have_adamw(small):
     before = ("transition.motion.", "encoder.body.")  # learnt by themselves, and frozen
     alone = {name for name in names.values() if name.startswith(before)}
     assert sorted(muon + adamw) == sorted(set(names.values()) - alone)
-    assert len(alone) == 2 * 8 + 30  # two networks of four layers, and how a body is read
+    assert len(alone) == 3 * 8 + 30  # three networks of four layers, and how a body is read
     assert "transition.vector.weight_hh" in muon and "encoder.enter.weight" in muon
     apart = {"renderer.mean", "renderer.leave.weight", "renderer.layout.weight", "encoder.place"}
     assert {n for n in adamw if dict(learner.model.named_parameters())[n].dim() > 1} == apart

@@ -38,22 +38,35 @@ def test_how_objects_are_turned_is_seen_as_it_is_and_moved_with_what_is_met():
     motion = Motion(5, 1, hand=(0, 1, 2), turns=(4, 3)).requires_grad_(False)
     body = torch.tensor([[0.0, 0.0, 0.0, 7.0, 8.0]])
     assert motion.near(body)[0, -2:].tolist() == [8, 7]
-    motion.robot[-1].bias.copy_(torch.tensor([1.0, 2, 3]))
-    motion.met[-1].bias.copy_(torch.tensor([4.0, 5]))
-    assert motion(body, torch.ones(1, 1))[0].tolist() == [[1, 2, 3, 5, 4]]
+    motion.reach[-1].bias.copy_(torch.tensor([1.0, 2, 3]))
+    motion.met[-1].bias.copy_(torch.tensor([10.0, 20, 30, 4, 5]))
+    assert motion(body, torch.ones(1, 1))[0].tolist() == [[11, 22, 33, 5, 4]]
 
 
 def test_each_network_moves_its_own_part():
     motion = by_hand().requires_grad_(False)
-    motion.robot[-1].bias.copy_(torch.tensor([1.0, 2, 3]))
-    motion.met[-1].bias.copy_(torch.tensor([4.0, 5, 6, 7, 8]))  # finger, speed, object
-    assert motion(torch.randn(1, 8), torch.ones(1, 1))[0].tolist() == [[4, 6, 7, 8, 5, 1, 2, 3]]
+    motion.reach[-1].bias.copy_(torch.tensor([1.0, 2, 3]))
+    # How the hand is held, then finger, speed, object.
+    motion.met[-1].bias.copy_(torch.tensor([10.0, 20, 30, 4, 5, 6, 7, 8]))
+    assert motion(torch.randn(1, 8), torch.ones(1, 1))[0].tolist() == [[4, 6, 7, 8, 5, 11, 22, 33]]
+
+
+def test_the_robot_follows_its_hand_and_knows_no_object():
+    where = {"hand": (0, 1, 2), "objects": (4, 5, 6)}
+    motion, action = Motion(7, 1, **where, width=8).requires_grad_(False), torch.ones(1, 1)
+    torch.nn.init.normal_(motion.robot[-1].weight)
+    body = torch.randn(1, 7)
+    still, elsewhere = motion(body, action)[0], body + torch.tensor([0.0] * 4 + [1.0] * 3)
+    assert torch.equal(motion(elsewhere, action)[0], still) and still[0, 3] != 0
+    motion.met[-1].bias[..., 1] = 2.0  # the hand is pushed along y
+    pushed = motion(body, action)[0]
+    assert pushed[0, :3].tolist() == [0, 2, 0] and pushed[0, 3] != still[0, 3]
 
 
 def test_what_is_met_depends_on_where_the_hand_is_from_it_alone():
     """Hand and object 0.3 further along x."""
     motion, action = by_hand().requires_grad_(False), torch.ones(1, 1)
-    torch.nn.init.normal_(motion.met[-1].weight)  # the robot's network still gives 0
+    torch.nn.init.normal_(motion.met[-1].weight)  # the hand's own network still gives 0
     body = torch.tensor([[0.3, 0.2, 0.1, -0.02, 9.0, 0.2, 0.0, 0.04]])
     moved = body + torch.tensor([[0, 3.0, 0, 0, 0, 1.5, 0, 0]])
     apart = body + torch.tensor([[0, 0.1, 0, 0, 0, 0, 0, 0]])
@@ -66,7 +79,7 @@ def test_what_is_met_depends_on_how_the_hand_moves():
     motion, body, action = by_hand().requires_grad_(False), torch.randn(1, 8), torch.ones(1, 1)
     torch.nn.init.normal_(motion.met[-1].weight)
     still = motion(body, action)[0][:, :5]
-    motion.robot[-1].bias[..., 2] = 5.0  # its z
+    motion.reach[-1].bias[..., 2] = 5.0  # its z
     assert not torch.allclose(motion(body, action)[0][:, :5], still)
 
 
@@ -101,7 +114,7 @@ def test_each_member_is_a_network_of_its_own():
         alone = Motion(2, 1, fingers=(1,), width=8)
         alone.load_state_dict(
             {
-                k: v[i : i + 1] if k[:3] in ("met", "rob") else v
+                k: v[i : i + 1] if k[:3] in ("rea", "met", "rob") else v
                 for k, v in motion.state_dict().items()
             }
         )

@@ -52,7 +52,7 @@ PLAY = ExpertConfig(
     blind=12,
     wander=0.4,
     carry=16,
-    length=160,
+    length=320,
 )
 
 

@@ -1,10 +1,11 @@
 """How measurements move, by themselves: the robot's under its actions, an object's in its hand.
 
 Whether fingers hold or miss is decided by millimetres within a step or two. Three things let small
-networks learn that from a few hundred grasps. Contact looks at an object from the hand, so what was
-learnt in one place holds in all. Sines and cosines of places draw sharp lines (Tancik et al. 2020,
-arXiv 2006.10739). And after single steps, which teach most and cost least, the loss is on what the
-networks make of many steps by themselves, where a wrong decision is wrong for the rest of the clip.
+networks learn that from a few hundred grasps. Contact looks at an object from the hand, and nothing
+else knows of objects, so what was learnt in one place holds in all. Sines and cosines of places
+draw sharp lines (Tancik et al. 2020, arXiv 2006.10739). And after single steps, which teach most
+and cost least, the loss is on what the networks make of many steps by themselves, where a wrong
+decision is wrong for the rest of the clip.
 
 There are several such networks, which begin from other weights and see other clips: their mean is
 nearer the truth than each, and where they are apart nothing like it was recorded (Lakshminarayanan
@@ -49,16 +50,17 @@ class MotionTrainingConfig:
     half of it, for biases."""
     weight_decay: float = 1e-2
     grad_clip: float = 1.0
-    noise: float = 0.001
+    noise: float = 0.01
     """On the measurements that a clip begins with, in their standard deviations."""
 
 
 class Motion(nn.Module):
     """One control step of standardised measurements, from themselves and the action.
 
-    One network moves the robot, which may be stopped by what it meets; another moves fingers and
-    objects, and knows of the rest only where the hand is from them and how it moves. Every member
-    has both of its own.
+    Three networks, one after another: how far the hand would reach if nothing were in its way; what
+    it meets, which moves fingers and objects and holds the hand up, and knows of the rest only
+    where the hand is from them and how far it would reach; and the rest of the robot, which follows
+    its hand. Every member has three of its own.
     """
 
     def __init__(
@@ -82,16 +84,19 @@ class Motion(nn.Module):
         """
         super().__init__()
         met = (*fingers, *speeds, *objects, *turns)
-        robot = tuple(i for i in range(body) if i not in met)
+        robot = tuple(i for i in range(body) if i not in met and i not in hand)
+        own = tuple(i for i in range(body) if i not in objects and i not in turns)
         near = (1 + 2 * len(SCALES)) * (len(fingers) + len(objects) + len(hand[2:]))
         near += len(speeds) + len(turns)
         self.members = members
-        self.robot = perceptrons(members, body + near + action_dim, len(robot), width)
-        self.met = perceptrons(members, near + len(hand) + action_dim, len(met), width)
+        told = len(own) + action_dim
+        self.reach = perceptrons(members, told, len(hand), width)
+        self.met = perceptrons(members, near + len(hand) + action_dim, len(hand) + len(met), width)
+        self.robot = perceptrons(members, told + len(hand), len(robot), width)
         order = {"hand": hand, "fingers": fingers, "objects": objects}
         order["raw"] = (*speeds, *turns)
-        order["reach"] = tuple(robot.index(i) for i in hand)
-        order["back"] = tuple((robot + met).index(i) for i in range(body))
+        order["own"] = own
+        order["back"] = tuple([*hand, *met, *robot].index(i) for i in range(body))
         for name, indices in order.items():
             self.register_buffer(f"at_{name}", torch.tensor(indices, dtype=torch.long), False)
         self.register_buffer("scales", torch.tensor(SCALES), persistent=False)
@@ -114,10 +119,13 @@ class Motion(nn.Module):
         """Let every member e move bodies of its own, (e, n, p), under its actions (e, n, a)."""
         with exactly(body.device.type):  # millimetres do not survive bfloat16
             body, action = body.float(), action.float()
-            near = self.near(body)
-            robot = self.robot(torch.cat([body, near, action], dim=-1))
-            met = self.met(torch.cat([near, robot[..., self.at_reach], action], dim=-1))
-            return torch.cat([robot, met], dim=-1)[..., self.at_back]
+            own = torch.cat([body[..., self.at_own], action], dim=-1)
+            reach = self.reach(own)
+            met = self.met(torch.cat([self.near(body), reach, action], dim=-1))
+            held, met = met.tensor_split([len(self.at_hand)], dim=-1)
+            hand = reach + held
+            robot = self.robot(torch.cat([own, hand], dim=-1))
+            return torch.cat([hand, met, robot], dim=-1)[..., self.at_back]
 
     def near(self, body: Tensor) -> Tensor:
         """What decides contact, (..., q): places, their sines and cosines, speeds and turns.
