@@ -60,8 +60,9 @@ class WMPOConfig:
     128 or 1280)."""
     demonstrations: int = 7
     """Real episodes of the scripted expert that the base policy clones."""
-    play: int = 290
-    """Real episodes of an expert that errs on purpose, for world model and classifier."""
+    play: int = 580
+    """Real episodes of an expert that errs on purpose, for world model and classifier; starts serve
+    again where these are more than the starts that are left for them."""
     seed: int = 0
     """Of the replicate: which starts are demonstrated, every initial weight, every draw."""
     grpo_seeds: tuple[int, ...] = (0, 1)
@@ -98,14 +99,15 @@ def starts(config: WMPOConfig, run: Run) -> dict[str, Any]:
 def demonstrations(config: WMPOConfig, run: Run) -> dict[str, Any]:
     """Record the expert, and the expert that errs, from different training starts.
 
-    Play comes first in the order: with more or fewer demonstrations it stays as it was.
+    Play comes first in the order, and with more or fewer demonstrations stays as it was as long as
+    no start has to serve again.
     """
     pool_of_starts = load_starts(config.task, "train", run.folder)
     order = np.random.default_rng(config.seed).permutation(len(pool_of_starts))
-    cut, end = config.play, config.play + config.demonstrations
+    cut = min(config.play, len(order) - config.budget - config.demonstrations)
     parts = {
-        "play": (order[:cut], PLAY),
-        "demonstrations": (order[cut:end], DEMONSTRATION),
+        "play": (np.resize(order[:cut], config.play), PLAY),
+        "demonstrations": (order[cut : cut + config.demonstrations], DEMONSTRATION),
     }
     with simulations(config) as pool:
         for source, (indices, expert) in parts.items():
