@@ -61,8 +61,8 @@ class WMPOConfig:
     demonstrations: int = 7
     """Real episodes of the scripted expert that the base policy clones."""
     play: int = 580
-    """Real episodes of an expert that errs on purpose, for world model and classifier; starts serve
-    again where these are more than the starts that are left for them."""
+    """Real episodes of an expert that errs on purpose, for world model and classifier; where these
+    are more than there are starts, starts serve again."""
     seed: int = 0
     """Of the replicate: which starts are demonstrated, every initial weight, every draw."""
     grpo_seeds: tuple[int, ...] = (0, 1)
@@ -104,7 +104,7 @@ def demonstrations(config: WMPOConfig, run: Run) -> dict[str, Any]:
     """
     pool_of_starts = load_starts(config.task, "train", run.folder)
     order = np.random.default_rng(config.seed).permutation(len(pool_of_starts))
-    cut = min(config.play, len(order) - config.budget - config.demonstrations)
+    cut = min(config.play, len(order) - config.demonstrations)
     parts = {
         "play": (np.resize(order[:cut], config.play), PLAY),
         "demonstrations": (order[cut : cut + config.demonstrations], DEMONSTRATION),
@@ -335,21 +335,11 @@ def check(config: WMPOConfig, presets: Iterable[str] = PRESETS) -> None:
 
 
 def _check_starts(config: WMPOConfig) -> None:
-    """Raise ValueError where more real episodes are asked for than there are starts for them."""
-    for name in ("budget", "demonstrations"):
-        check_count(name, getattr(config, name))
+    """Raise ValueError where real episodes are asked for that there are no starts for."""
     if config.play < 0:
         raise ValueError(f"play must be at least 0, got {config.play}.")
-    asked = {
-        "budget": config.budget,
-        "play and demonstrations together": config.play + config.demonstrations,
-    }
-    for name, n in asked.items():
-        if n > STARTS["train"]:
-            raise ValueError(
-                f"{name} must be at most {STARTS['train']}, got {n}: every episode begins at a "
-                f"training start of its own, and there are {STARTS['train']}."
-            )
+    check_count("budget", config.budget, STARTS["train"])
+    check_count("demonstrations", config.demonstrations, STARTS["train"] - min(config.play, 1))
 
 
 def simulations(config: WMPOConfig) -> SimulationPool:

@@ -1,4 +1,5 @@
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -49,9 +50,9 @@ def test_an_unknown_preset_is_refused_before_anything_is_written(tmp_path):
         ({"grpo": grpo.GRPOConfig(eval_episodes=60)}, "grpo.eval_episodes .* multiple .* got 60"),
         ({"grpo": grpo.GRPOConfig(epochs=0)}, "grpo.epochs must be an integer at least 1, got 0"),
         ({"clone": bc.BCConfig(dtype="half")}, "clone.dtype must be one of"),
-        ({"budget": 1280}, "budget must be at most 512, got 1280: .* there are 512"),
-        ({"budget": 0}, "budget must be an integer at least 1, got 0"),
-        ({"play": 506}, "play and demonstrations together must be at most 512, got 513"),
+        ({"budget": 1280}, "budget must be an integer from 1 to 512, got 1280"),
+        ({"budget": 0}, "budget must be an integer from 1 to 512, got 0"),
+        ({"demonstrations": 512}, "demonstrations must be an integer from 1 to 511, got 512"),
         ({"play": -1}, "play must be at least 0, got -1"),
         ({"grpo_seeds": (1, 1)}, "grpo_seeds must be one or more different seeds"),
         ({"clone": bc.BCConfig(seed=1)}, "clone.seed follows seed: .*; got 1"),
@@ -67,7 +68,23 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_written(tmp_path
 
 
 def test_every_start_may_be_asked_for_once():
-    wmpo.check(WMPOConfig(budget=512, play=505, demonstrations=7))
+    wmpo.check(WMPOConfig(budget=512, play=0, demonstrations=512))
+
+
+def test_more_play_than_starts_begins_where_it_began_before(tmp_path, monkeypatch):
+    recorded = {}
+    monkeypatch.setattr(wmpo, "simulations", lambda config: nullcontext())
+    monkeypatch.setattr(wmpo, "load_starts", lambda *_: range(512))
+    monkeypatch.setattr(
+        wmpo,
+        "record_expert",
+        lambda *given, source, **_: recorded.update({source: given[3].tolist()}),
+    )
+    config = WMPOConfig(out=tmp_path, play=600, demonstrations=7)
+    report = wmpo.demonstrations(config, Run(tmp_path, config))
+    play, demonstrated = recorded["play"], recorded["demonstrations"]
+    assert report == {"play": 600, "demonstrations": 7} and len(demonstrated) == 7
+    assert play[505:] == play[:95] and sorted(play[:505] + demonstrated) == list(range(512))
 
 
 def test_another_config_is_refused_in_the_same_folder(tmp_path):
