@@ -63,7 +63,7 @@ not 0. `gym.make_vec("wm_gym/Lift-v0", num_envs=16, world_model=...)` does all o
         where = {
             name: getattr(c, name) for name in ("hand", "fingers", "speeds", "objects", "turns")
         }
-        motion = Motion(c.body_size, c.action_dim, members=c.members, **where)
+        motion = Motion(c.body_size, c.action_dim, members=c.members, width=c.units, **where)
         if c.width:
             sizes = c.width, c.vector, c.body_size
             self.encoder = Encoder(1 + c.memory, c.outer, *sizes, c.side)

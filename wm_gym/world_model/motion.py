@@ -74,7 +74,7 @@ class Motion(nn.Module):
         objects: tuple[int, ...] = (),
         turns: tuple[int, ...] = (),
         members: int = 1,
-        width: int = 256,
+        width: int = 192,
     ) -> None:
         """Build for measurements of length `body`.
 

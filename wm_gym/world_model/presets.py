@@ -55,6 +55,8 @@ class WorldModelConfig:
     `wm_gym.data.symmetry`); None for other robots."""
     members: int = 3
     """Networks that move the body by their mean; where they are apart, the model is uncertain."""
+    units: int = 192
+    """Units in each layer of these."""
     draw: tuple[int, int, int] = (64, 48, 24)
     """Channels of the renderer at an eighth, a quarter and half of the picture's resolution."""
     embed: int = 256
@@ -96,6 +98,7 @@ PRESETS = {
         speeds=(26, 27),
         objects=(28, 29, 30),
         turns=tuple(range(31, 40)),
+        units=256,
         draw=(128, 64, 32),  # with matrix instructions in bfloat16 a sixth slower than (64, 48, 24)
         mirror=MIDDLE,
     ),
