@@ -42,7 +42,7 @@ from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.presets import PRESETS
 from wm_gym.world_model.training import WorldModelTrainingConfig, train_world_model
 
-ON_POLICY = 6.0  # how much more often a clip of the rollouts is trained on than another
+ON_POLICY = 12.0  # how much more often a clip of the rollouts is trained on than another
 ALIKE = 0.99  # least share of pictures that a classifier must judge alike, real and drawn
 STARTS = {"train": 512, "validation": 128, "test": 256}
 

@@ -34,7 +34,7 @@ FAR = 1.5  # times NEAR: objects that are further away are all the same
 class MotionTrainingConfig:
     """How the motion of measurements is learnt."""
 
-    steps: int = 12_000
+    steps: int = 14_000
     mirrored: bool = True
     """Whether every episode also counts as it would have gone in a mirror, for robots whose world
     model says where that stands."""
