@@ -49,6 +49,7 @@ from wm_gym.world_model.loading import load_world_model
 from wm_gym.world_model.model import WorldModel
 
 TRACKS = "tracks_{}.npy"  # by the policy's number, see `locate`
+PROBES = "probes.pt"  # that read them, see `two_probes`
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +242,8 @@ def replay_pairs(
                 for i, start in enumerate(starts)
             ]
             if real.measured and positions(real.measured[0]) is not None:
-                probes = probes or train_probes(recorded(imagined.actions, real))
+                learnt = tracked.with_name(PROBES)
+                probes = probes or two_probes(learnt, recorded(imagined.actions, real))
                 tracks.append(locate(probes, imagined, real))
                 wave = name_failures(wave, imagined.frames, tracks[-1])
             pairs += wave
@@ -256,17 +258,29 @@ def replay_pairs(
     return pairs
 
 
-def train_probes(episodes: Sequence[Episode]) -> list[PositionProbe]:
-    """Train two probes, each on every second episode; a lone episode teaches both."""
+def two_probes(path: Path, episodes: Sequence[Episode]) -> list[PositionProbe]:
+    """Two probes, each taught by every second episode (a lone one teaches both), kept at `path`.
+
+    Those that are kept there already learnt from the same starts, played by another policy.
+    """
+    if path.exists():
+        states = torch.load(path, map_location=device(), weights_only=True)
+        probes = [PositionProbe().to(device()).eval() for _ in states]
+        for probe, state in zip(probes, states, strict=True):
+            probe.load_state_dict(state)
+        return probes
     halves = episodes[1::2] or episodes, episodes[::2]
-    return [train_probe(half, ProbeConfig(), device()) for half in halves]
+    probes = [train_probe(half, ProbeConfig(), device()) for half in halves]
+    with replacing(path) as aside:
+        torch.save([probe.state_dict() for probe in probes], aside)
+    return probes
 
 
 def locate(probes: Sequence[PositionProbe], imagined: Episodes, real: Episodes) -> np.ndarray:
     """Where gripper and object were in n pairs, metres float32 (3, n, 1 + t, 2, 3).
 
     By the simulator, in the imagined pictures, and in the real ones. Episode i is read by probe
-    i % 2 of `train_probes`, which has not learnt from it.
+    i % 2 of `two_probes`, which has not learnt from its start.
     """
 
     def shown(films: np.ndarray) -> np.ndarray:

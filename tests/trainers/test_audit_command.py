@@ -19,6 +19,7 @@ from trainers.cli import main
 from trainers.replay import judge
 from wm_gym.evaluation.audit import Pair, read_pairs
 from wm_gym.evaluation.page import write_page
+from wm_gym.evaluation.probe import PositionProbe
 from wm_gym.evaluation.video import GREEN, RED, write_video
 from wm_gym.imagined import ImaginedVectorEnv
 
@@ -171,7 +172,9 @@ def test_what_went_wrong_is_named_by_real_and_imagined_positions(world, monkeypa
 
     taught = []
     monkeypatch.setattr(ImaginedVectorEnv, "step", measured)
-    monkeypatch.setattr(module, "train_probe", lambda replays, *_: taught.append(replays) or 1)
+    monkeypatch.setattr(
+        module, "train_probe", lambda replays, *_: taught.append(replays) or PositionProbe()
+    )
     monkeypatch.setattr(module, "read", lambda _, frames: np.zeros((len(frames), 2, 3)))
     monkeypatch.setattr(module, "ROWS", 2)
     monkeypatch.setattr(module, "red", lambda frames: np.full(len(frames), 40))
@@ -187,14 +190,25 @@ def test_what_went_wrong_is_named_by_real_and_imagined_positions(world, monkeypa
     assert odd.frames[5, 0, 0, 0] == 106 and even.low_dim["object"][-1, 2] > 0.01
 
 
-def test_every_episode_is_located_by_the_probe_that_did_not_learn_from_it(monkeypatch):
-    monkeypatch.setattr(module, "train_probe", lambda episodes, *_: set(episodes))
-    monkeypatch.setattr(module, "read", lambda probe, film: np.full((2, 2, 3), film in probe))
+def test_every_episode_is_located_by_the_probe_that_did_not_learn_from_it(tmp_path, monkeypatch):
+    learnt = []
+    monkeypatch.setattr(module, "read", lambda probe, film: np.full((2, 2, 3), film in probe.told))
+
+    def train(episodes, *_):
+        probe = PositionProbe()
+        probe.told, probe.middle = set(episodes), torch.full((6,), float(len(learnt)))
+        learnt.append(probe)
+        return probe
+
+    monkeypatch.setattr(module, "train_probe", train)
     nowhere = {"robot0_eef_pos": np.zeros((2, 3)), "object": np.zeros((2, 3))}
     played = SimpleNamespace(frames=[0, 1, 2, 3, 4], measured=[nowhere] * 5)
-    probes = module.train_probes([0, 1, 2])
+    probes = module.two_probes(tmp_path / "probes.pt", [0, 1, 2])
     assert not module.locate(probes, played, played)[:, :3].any()
-    assert module.train_probes([7]) == [{7}, {7}]
+    again = module.two_probes(tmp_path / "probes.pt", [3, 4])  # those of the first policy
+    assert len(learnt) == 2 and [float(probe.middle[0]) for probe in again] == [0, 1]
+    lone = module.two_probes(tmp_path / "lone.pt", [7])
+    assert [probe.told for probe in lone] == [{7}, {7}]
 
 
 def test_no_more_than_four_hallucinations_are_filmed(world):

@@ -18,10 +18,14 @@ class Watched(NamedTuple):
 
     probabilities: Sequence[np.ndarray]  # float32
     labels: Sequence[np.ndarray]  # bool: whether the task is done at that step
+    weights: np.ndarray | None = None  # (episodes,): how much each counts; alike without
 
 
 class Calibration(NamedTuple):
-    """What held-out episodes say about a classifier at its chosen threshold."""
+    """What held-out episodes say about a classifier at its chosen threshold.
+
+    Where episodes have weights, all that goes by episode is weighted.
+    """
 
     threshold: float
     expected_calibration_error: float
@@ -71,23 +75,25 @@ def episode_scores(
     threshold: float,
     k: int,
     n: int,
+    weights: np.ndarray | None = None,
 ) -> tuple[float, float, float, float, float]:
     """Return precision, recall, F1, false-success rate and mean delay over episodes.
 
-    probabilities: one (t,) array an episode; successes: step of the true first success, or None.
-    A verdict counts as right when the episode does succeed, however early or late it comes.
+    probabilities: one (t,) array an episode; successes: step of the true first success, or None;
+    weights: how much each episode counts. A verdict counts as right when the episode does succeed,
+    however early or late it comes.
     """
     verdicts = [first_success(p, threshold, k, n) for p in probabilities]
-    pairs = list(zip(verdicts, successes, strict=True))
-    hit = sum(v is not None and s is not None for v, s in pairs)
-    false = sum(v is not None and s is None for v, s in pairs)
-    true = sum(s is not None for s in successes)
-    failed = len(successes) - true
+    weights = np.ones(len(verdicts)) if weights is None else weights
+    called, true = (np.array([x is not None for x in found]) for found in (verdicts, successes))
+    hit, false = (float(weights[called & kind].sum()) for kind in (true, ~true))
+    succeeded, failed = float(weights[true].sum()), float(weights[~true].sum())
     precision = hit / (hit + false) if hit + false else 0.0
-    recall = hit / true if true else 0.0
+    recall = hit / succeeded if succeeded else 0.0
     f1 = 2 * precision * recall / (precision + recall) if hit else 0.0
-    delays = [v - s for v, s in pairs if v is not None and s is not None]
-    delay = float(np.mean(delays)) if delays else 0.0
+    both = np.flatnonzero(called & true)
+    late = [verdicts[i] - successes[i] for i in both]
+    delay = float(np.average(late, weights=weights[both])) if late else 0.0
     return precision, recall, f1, false / failed if failed else 0.0, delay
 
 
@@ -98,16 +104,18 @@ def calibrate(
     n: int,
     false_success_limit: float = 0.05,
     threshold: float | None = None,
+    weights: np.ndarray | None = None,
 ) -> Calibration:
     """Choose the threshold on held-out episodes and report what it gives.
 
-    probabilities, labels: (t,) float and bool, one pair an episode. The rule: among `THRESHOLDS`
+    probabilities, labels: (t,) float and bool, one pair an episode; weights (episodes,): how much
+    each counts. The rule: among `THRESHOLDS`
     with a false-success rate of at most the limit, the best F1 by episode; of equal ones the
     middle. When none meets the limit, the one with the fewest false successes. `threshold`: report
     what this one gives, on that grid or not.
     """
     successes = [int(label.argmax()) if label.any() else None for label in labels]
-    scores = {t: episode_scores(probabilities, successes, t, k, n) for t in THRESHOLDS}
+    scores = {t: episode_scores(probabilities, successes, t, k, n, weights) for t in THRESHOLDS}
     if threshold is None:
         fewest = max(min(s[3] for s in scores.values()), false_success_limit)
         best = max(s[2] for s in scores.values() if s[3] <= fewest)
@@ -117,7 +125,7 @@ def calibrate(
     curve, error = reliability_curve(every, done)
     false = 1000 * float((every[~done] >= threshold).mean()) if not done.all() else 0.0
     table = [(t, *s[:3]) for t, s in scores.items()]
-    chosen = episode_scores(probabilities, successes, threshold, k, n)
+    chosen = episode_scores(probabilities, successes, threshold, k, n, weights)
     return Calibration(threshold, error, curve, *chosen, false, table)
 
 
@@ -139,8 +147,9 @@ def choose_rule(
     """
     found = []
     for hold in holds:
-        chosen = calibrate(*imagined, hold, hold, false_success_limit)
-        real = calibrate(*recorded, hold, hold, threshold=chosen.threshold)
+        rule = {"k": hold, "n": hold}
+        chosen = calibrate(**imagined._asdict(), **rule, false_success_limit=false_success_limit)
+        real = calibrate(**recorded._asdict(), **rule, threshold=chosen.threshold)
         found.append((hold, chosen, real))
     over = [max(chosen.false_success - false_success_limit, 0) for _, chosen, _ in found]
     left = [rule for rule, false in zip(found, over, strict=True) if false == min(over)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -60,9 +61,10 @@ def train_classifier(
     told the truth again and again (see `latents_of`), so that the classifier knows how the model
     shows a grasp that fails, and a label always fits what is shown. Failed episodes are few, and a
     rule that is chosen on a few is chosen by chance: all of them count, each judged by a classifier
-    that learnt from the other folds. Returns the classifier, of all episodes, with the rule that
-    `choose_rule` finds so, what the episodes say of it as recorded, and what their imagined replays
-    do.
+    that learnt from the other folds. Every source counts alike, however many episodes it has: play
+    is made to mislead, and there is more of it than of what a policy does. Returns the classifier,
+    of all episodes, with the rule that `choose_rule` finds so, what the episodes say of it as
+    recorded, and what their imagined replays do.
     """
     if not any(e.succeeded for e in episodes):
         raise ValueError(
@@ -81,9 +83,12 @@ def train_classifier(
         for i in np.flatnonzero(fold == out):
             told[i] = watch(stranger, imagined[i]), watch(stranger, seen[i])
     shown, recorded = zip(*(told[i] for i in range(len(episodes))), strict=True)
+    cut = [label[: len(x)] for label, x in zip(labels, shown, strict=True)]
+    sources = Counter(e.source for e in episodes)
+    weights = np.array([1 / sources[e.source] for e in episodes])
     hold, found, real = choose_rule(
-        Watched(shown, [label[: len(x)] for label, x in zip(labels, shown, strict=True)]),
-        Watched(recorded, labels),
+        Watched(shown, cut, weights),
+        Watched(recorded, labels, weights),
         config.false_success_limit,
     )
     classifier = fit(
