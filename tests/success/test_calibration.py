@@ -60,6 +60,15 @@ def test_scores_by_episode_by_hand():
     assert scores == pytest.approx((2 / 3, 2 / 3, 2 / 3, 1 / 2, 0.0))
 
 
+def test_scores_by_episode_with_weights_by_hand():
+    probabilities = [spikes((4, 0.9)), spikes((1, 0.9)), spikes((2, 0.9)), spikes(), spikes()]
+    successes = [2, 3, None, None, 5]  # as above: two hits, a false success, a failure, a miss
+    weights = np.array([1.0, 2.0, 1.0, 4.0, 2.0])
+    # Hits weigh 3 of 4 verdicts and of 5 successes, the false one 1 of 5; late by 2, early by 2.
+    scores = episode_scores(probabilities, successes, 0.5, 1, 1, weights)
+    assert scores == pytest.approx((3 / 4, 3 / 5, 2 / 3, 1 / 5, -2 / 3))
+
+
 def test_the_delay_is_a_mean_over_the_hits():
     scores = episode_scores([spikes((4, 0.9)), spikes((3, 0.9))], [2, 3], 0.5, 1, 1)
     assert scores == pytest.approx((1.0, 1.0, 1.0, 0.0, 1.0))
@@ -191,3 +200,19 @@ def test_the_limit_on_false_successes_comes_before_f1():
     told = Watched(probabilities, truth)
     hold, found, _ = choose_rule(told, told, false_success_limit=0.1)
     assert hold == 4 and found.false_success == 0.0 and found.recall == 1.0
+
+
+def test_of_many_misleading_episodes_a_rule_takes_as_much_as_their_weight():
+    """Three of ten failures blink for 2 steps; the success that counts lasts for 3."""
+    blink, short = spikes((3, 0.9), (4, 0.9)), spikes((2, 0.9), (3, 0.9), (4, 0.9))
+    probabilities = [short, *[blink] * 3, *[spikes()] * 7, *[spikes()] * 2]
+    truth = [np.arange(len(short)) >= 2, *[np.zeros(len(short), bool)] * 12]
+    alike, light = np.ones(13), np.array([1.0, *[0.01] * 10, *[1.0] * 2])
+    chosen = {}
+    for name, weights in (("alike", alike), ("light", light)):
+        told = Watched(probabilities, truth, weights)
+        chosen[name] = choose_rule(told, told, false_success_limit=0.1)
+    assert chosen["alike"][1].recall == 0.0  # at most one failure of 12 may be called a success
+    hold, found, _ = chosen["light"]
+    assert hold == 2 and found.recall == 1.0
+    assert found.false_success == pytest.approx(0.03 / 2.1)  # 3 of the 10, beside 2 of weight 1
