@@ -51,7 +51,7 @@ STARTS = {"train": 512, "validation": 128, "test": 256}
 class WMPOConfig:
     """One replicate of the whole method.
 
-    The published results were made with earlier defaults of some options, see docs/results.md.
+    The bundled run was made with these defaults, but for what docs/results.md says.
     """
 
     task: str = "Lift"
