@@ -71,10 +71,9 @@ class WorldVectorEnv(VectorEnv):
 
     `reset(seed=s)` seeds row i with s + i, a list seeds row by row, None continues a row's stream.
     options: `reset_mask` bool (n,); `start` int (n,); or `frames` uint8 (n, T, H, W, 3), in
-    the imagined world alone, with the `actions` float32 (n, T - 1, 7) between them if they are
-    known: these are checked, and no world model of this package reads them. All are read, never
-    changed. A refused call raises and changes nothing. `get_state`, `set_state` and `fork` save,
-    restore and branch rows.
+    the imagined world alone, and `actions` float32 (n, T - 1, 7) between them, which no world model
+    of this package reads. All are read, never changed. A refused call raises and changes nothing.
+    `get_state`, `set_state` and `fork` save, restore and branch rows.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}
