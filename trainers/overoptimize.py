@@ -154,7 +154,8 @@ def repeat(
     As `wm-gym audit` does, but for the pictures: world -> success, of the same episodes.
     """
     n, found = min(ROWS, config.episodes), {"imagined": [], "real": []}
-    options = {"starts": pool, "chunk": policy.chunk, "ignore_terminations": True}
+    options = {"starts": pool, "split": pool.split, "chunk": policy.chunk}
+    options |= {"ignore_terminations": True}
     world = {"world_model": models.world_model, "success": models.success, "dtype": DTYPE}
     with (
         closing(make_env(config.task, "imagined", n, **world, **options)) as imagined,

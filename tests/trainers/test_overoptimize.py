@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -129,13 +130,14 @@ def test_the_simulator_repeats_what_was_imagined(world):
     world.grip, policy = 0.5, Pusher(1.2)
     config = AgreeConfig(episodes=5, workers=3)
     models = Models(world.model, world.judge, {}, {})
-    found = repeat(config, policy, models, world.pool)
+    pool = replace(world.pool, split="validation")  # as the command plays
+    found = repeat(config, policy, models, pool)
     # After 64 steps 176.8 + s and 138.4 + s.
     assert found == {"imagined": [False, False, True, True, True], "real": [False] * 5}
     assert np.array_equal(*(np.stack(world.played[name]) for name in ("imagined", "real")))
     assert len(world.played["real"]) == 8
     world.grip = 2.0
-    found = repeat(config, policy, models, world.pool)
+    found = repeat(config, policy, models, pool)
     assert found == {"imagined": [False, False, True, True, True], "real": [True] * 5}
 
 
