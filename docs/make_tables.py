@@ -233,15 +233,13 @@ def _by_step(found: Mapping[str, Any]) -> str:
 def audit(content: Mapping[str, Any]) -> str:
     """lift_audit.json: every figure in a row, and how each part was measured."""
     kinds = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in content["failures"].items())
-    wrong, horizon, ranking, perturbed = _audited(content)
+    wrong, rest = _audited(content)
     lines = [
         *wrong,
         ("what went wrong in hallucinated successes", kinds or "–"),
         ("F1 of the classifier on real video", f"{content['f1_real']:.3f}"),
         ("F1 of imagined outcomes", f"{content['f1_imagined']:.3f}"),
-        horizon,
-        *ranking,
-        *perturbed,
+        *rest,
     ]
     told = _table((f"{content['pairs']} paired episodes", ""), lines)
     measured = "\n".join(
@@ -254,17 +252,16 @@ def audit(content: Mapping[str, Any]) -> str:
 
 def audit_summary(content: Mapping[str, Any]) -> str:
     """lift_audit.json in short, with the starts that each part was measured on."""
-    wrong, horizon, ranking, perturbed = _audited(content)
+    wrong, rest = _audited(content)
     splits = ", ".join(
         f"{name} from {part['split']} starts" for name, part in content["measured"].items()
     )
-    told = _table((f"{content['pairs']} paired episodes", ""), [*wrong, horizon, *ranking])
-    lines = "\n".join(f"| {name} | {value} |" for name, value in perturbed)
-    return f"{told}\n{lines}\n\nMeasured: {splits}."
+    told = _table((f"{content['pairs']} paired episodes", ""), [*wrong, *rest])
+    return f"{told}\n\nMeasured: {splits}."
 
 
-def _audited(content: Mapping[str, Any]) -> tuple[list, tuple[str, str], list, list]:
-    """Rows of an audit: wrong outcomes, the horizon, how policies rank, perturbed successes."""
+def _audited(content: Mapping[str, Any]) -> tuple[list, list]:
+    """Rows of an audit: wrong outcomes; the horizon, how policies rank, perturbed successes."""
     ends, r = content["usable_horizon_ends_by"], content["pearson_r"]
     why = f"ended by {' and '.join(ends)}" if ends else "the whole episode; no limit was reached"
     interval = f" [{r['low']:.2f}, {r['high']:.2f}]" if "low" in r else ""
@@ -276,24 +273,17 @@ def _audited(content: Mapping[str, Any]) -> tuple[list, tuple[str, str], list, l
         ("real successes imagined as failures", _rate(content["missed_success_rate"])),
         ("outcomes that agree", _rate(content["paired_accuracy"])),
     ]
-    return (
-        wrong,
+    rest = [
         ("usable horizon, control steps", f"{content['usable_horizon']} ({why})"),
-        [
-            (
-                f"Pearson's r of imagined and real success, {policies}",
-                f"{r['value']:.2f}{interval}",
-            ),
-            (f"MMRV (mean maximum rank violation), {policies}", f"{content['mmrv']:.3f}"),
-        ],
-        [
-            (f"AUROC of imagined success, {perturbed}", f"{content['counterfactual_auroc']:.3f}"),
-            (
-                "optimism: real failures among these imagined as successes",
-                _rate(optimism) if optimism else "–",
-            ),
-        ],
-    )
+        (f"Pearson's r of imagined and real success, {policies}", f"{r['value']:.2f}{interval}"),
+        (f"MMRV (mean maximum rank violation), {policies}", f"{content['mmrv']:.3f}"),
+        (f"AUROC of imagined success, {perturbed}", f"{content['counterfactual_auroc']:.3f}"),
+        (
+            "optimism: real failures among these imagined as successes",
+            _rate(optimism) if optimism else "–",
+        ),
+    ]
+    return wrong, rest
 
 
 def agreement(content: Mapping[str, Any]) -> str:

@@ -109,10 +109,9 @@ def calibrate(
     """Choose the threshold on held-out episodes and report what it gives.
 
     probabilities, labels: (t,) float and bool, one pair an episode; weights (episodes,): how much
-    each counts. The rule: among `THRESHOLDS`
-    with a false-success rate of at most the limit, the best F1 by episode; of equal ones the
-    middle. When none meets the limit, the one with the fewest false successes. `threshold`: report
-    what this one gives, on that grid or not.
+    each counts. The rule: among `THRESHOLDS` with a false-success rate of at most the limit, the
+    best F1 by episode; of equal ones the middle. When none meets the limit, the one with the fewest
+    false successes. `threshold`: report what this one gives, on that grid or not.
     """
     successes = [int(label.argmax()) if label.any() else None for label in labels]
     scores = {t: episode_scores(probabilities, successes, t, k, n, weights) for t in THRESHOLDS}
