@@ -7,9 +7,13 @@ Time is the processor's, so that other work on the machine takes less from a var
 
 from __future__ import annotations
 
+import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,7 +22,8 @@ import torch
 import tyro
 
 from trainers.cli import set_threads
-from wm_gym.checks import check_choice
+from trainers.wmpo import device
+from wm_gym.checks import check_choice, check_count
 from wm_gym.data.episodes import Episode, load
 from wm_gym.evaluation.fidelity import STEPS, replay_report
 from wm_gym.evaluation.paired import aligned, provenance, write_result
@@ -92,6 +97,9 @@ class AblationConfig:
     seed: int = 0
     out: Path = Path("runs/ablations")
     """Folder for what an interrupted command goes on from."""
+    workers: int = 1
+    """Variants trained at once, each in a process of its own: small networks leave most of a GPU
+    to others."""
     path: Path | None = None
     """Where to write the numbers as JSON."""
     convolution: WorldModelTrainingConfig = field(default_factory=WorldModelTrainingConfig)
@@ -104,26 +112,51 @@ class AblationConfig:
 
 
 def ablate(config: AblationConfig) -> list[dict[str, Any]]:
-    """Train and judge the variants one after another; returns a row for each."""
+    """Train and judge the variants, in order; returns a row for each number of network calls."""
     for name in config.only:
         check_choice("only", name, tuple(VARIANTS))
-    run = Run(config.out, replace(config, path=None), resume=True)
-    fit, judged = split(config)
-    rows = []
-    for name in config.only:
-        variant = VARIANTS[name]
-        seen = [e for e in fit if e.succeeded] if variant.successes else fit
-        kind = convolution if isinstance(variant.model, WorldModelConfig) else transformer
-        slug = name.replace(",", "").replace(" ", "-")
-        done = run.once(
-            slug,
-            lambda kind=kind, given=(config, variant, run, slug, seen, judged): {
-                "rows": kind(*given)
-            },
-        )
-        rows += [{"variant": name, **row} for row in done["rows"]]
-        print(table(rows[-1:]), flush=True)
+    run = opened(config)
+    left = [VARIANTS[name].model for name in config.only if not run.is_done(slug(name))]
+    if any(isinstance(model, VideoTransformerConfig) for model in left):
+        autoencoder(config, run)  # which they share
+    with side_by_side(config.workers) as mapped:
+        done = mapped(partial(trained, config), config.only)
+        rows = []
+        for name, found in zip(config.only, done, strict=True):
+            rows += [{"variant": name, **row} for row in found]
+            print(table(rows[-len(found) :]), flush=True)
     return rows
+
+
+@contextmanager
+def side_by_side(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Give a `map` whose calls run in so many processes; in this one if it is to be one."""
+    if check_count("workers", workers) == 1:
+        yield map
+        return
+    spawn = multiprocessing.get_context("spawn")  # a fork cannot use the GPU of its parent
+    with ProcessPoolExecutor(workers, spawn, initializer=set_threads) as pool:
+        yield pool.map
+
+
+def opened(config: AblationConfig) -> Run:
+    """Open the run that an interrupted command goes on from."""
+    return Run(config.out, replace(config, path=None), resume=True)
+
+
+def trained(config: AblationConfig, name: str) -> list[dict[str, Any]]:
+    """Train and judge a variant, unless that is done."""
+    variant, run = VARIANTS[name], opened(config)
+    fit, judged = split(config)
+    seen = [e for e in fit if e.succeeded] if variant.successes else fit
+    kind = convolution if isinstance(variant.model, WorldModelConfig) else transformer
+    given = config, variant, run, slug(name), seen, judged
+    return run.once(slug(name), lambda: {"rows": kind(*given)})["rows"]
+
+
+def slug(name: str) -> str:
+    """Name a variant's files."""
+    return name.replace(",", "").replace(" ", "-")
 
 
 def convolution(
@@ -143,7 +176,7 @@ def convolution(
 
     def train(stage: Run, steps: int, motion: int) -> WorldModel:
         torch.manual_seed(config.seed)
-        model = WorldModel(variant.model)
+        model = WorldModel(variant.model).to(device())
         told = with_motion(replace(settings, steps=steps), motion)
         train_world_model(model, seen, told, stage)
         return model
@@ -177,12 +210,12 @@ def transformer(
     judged: Sequence[Episode],
 ) -> list[dict[str, Any]]:
     """Train a variant of the transformer for as long as is said, and judge it."""
-    painted = autoencoder(config, run, judged)
+    painted = autoencoder(config, run)
 
     def train(stage: Run, steps: int) -> VideoTransformer:
         torch.manual_seed(config.seed)
         scale = painted.config.scaling_factor
-        model = VideoTransformer(replace(variant.model, scaling_factor=scale))
+        model = VideoTransformer(replace(variant.model, scaling_factor=scale)).to(device())
         model.autoencoder.load_state_dict(painted.autoencoder.state_dict())
         settings = replace(config.video, steps=steps, seed=config.seed, held_out=HELD_OUT)
         train_video_transformer(model, seen, settings, stage, fine_tune=True)
@@ -196,13 +229,13 @@ def transformer(
     return rows
 
 
-def autoencoder(config: AblationConfig, run: Run, judged: Sequence[Episode]) -> VideoTransformer:
+def autoencoder(config: AblationConfig, run: Run) -> VideoTransformer:
     """Train the one autoencoder that all transformers share, for as long as each of them."""
-    everything, _ = split(config)
+    everything, judged = split(config)
 
     def train(stage: Run, steps: int) -> VideoTransformer:
         torch.manual_seed(config.seed)
-        model = VideoTransformer(TRANSFORMER)
+        model = VideoTransformer(TRANSFORMER).to(device())
         settings = replace(config.autoencoder, steps=steps, seed=config.seed)
         train_autoencoder(model, everything, judged, settings, stage)
         return model

@@ -121,7 +121,8 @@ def test_every_variant_is_trained_and_judged_once(seen):
 
 def test_variants_differ_in_what_they_say_they_do(seen):
     main(replace(QUICK, only=("convolution", "convolution, exact", "transformer, without anchor")))
-    (_, everything, noisy), (_, successes, exact), *_, (video, all_again, _) = seen
+    shared, (_, everything, noisy), (_, successes, exact), *_, (video, all_again, _) = seen
+    assert shared[0] == VIDEO  # the autoencoder's
     assert {e.succeeded for e in everything} == {True, False}
     assert {e.succeeded for e in successes} == {True}
     assert (noisy.body_noise, noisy.motion.noise) == (0.01, 0.01)

@@ -13,8 +13,16 @@ from torch import Tensor, nn
 
 from tests.fakes import fake_pool
 from wm_gym.imagined import ImaginedVectorEnv
-from wm_gym.world_model import blocks, transformer
-from wm_gym.world_model.blocks import Attention, CausalAttention, Layer, adapt, turns
+from wm_gym.world_model import transformer
+from wm_gym.world_model.blocks import (
+    Attention,
+    CausalAttention,
+    Layer,
+    adapt,
+    along_time,
+    turns,
+    written_out,
+)
 from wm_gym.world_model.transformer import VideoMemory, VideoTransformer, VideoTransformerConfig
 
 # 16 pixels are 2 x 2 places of 4 channels, a token each; a head has 8 channels.
@@ -71,17 +79,15 @@ def test_a_new_layer_changes_nothing():
     assert torch.equal(Layer(8, 2)(x, told, turns(3, 4))[0], x)
 
 
-@pytest.mark.parametrize("memory", [0, 3])
-def test_places_that_are_attended_to_together_do_not_see_each_other(monkeypatch, memory):
-    attention, turn = randomise(CausalAttention(8, 2)), turns(5, 4)
-    x, past = drawn(2, 2, 6, 8), None  # 6 places: 8 do not divide them, 2 do
-    if memory:
-        _, past = attention(drawn(2, memory, 6, 8, seed=2), turn[:, :memory])
-    alone, seen = attention(x, turn[:, memory : memory + 2], past)
-    monkeypatch.setattr(blocks, "gathered", lambda device: 8)
-    together, also = attention(x, turn[:, memory : memory + 2], past)
-    torch.testing.assert_close(together, alone)
-    assert torch.equal(seen.key, also.key) and torch.equal(seen.value, also.value)
+@pytest.mark.parametrize("known", [0, 3])
+def test_attention_along_time_written_out_is_the_same(known):
+    q, k, v = (
+        drawn(2, 2, 6, 3, 4),
+        drawn(2, known + 2, 6, 3, 4, seed=2),
+        drawn(2, known + 2, 6, 3, 4),
+    )
+    seen = torch.ones(2, known + 2, dtype=torch.bool).tril(known)
+    torch.testing.assert_close(written_out(q, k, v, seen), along_time(q, k, v))
 
 
 def test_adapting_by_hand():
@@ -280,7 +286,7 @@ def test_known_frames_kept_as_keys_and_values_are_as_good_as_passed_again(model,
     remembered = model.remember(known)
     behind, pasts = model.run(noise, told_new, remembered.pasts)
     torch.testing.assert_close(behind, whole[:, 5:], rtol=1e-5, atol=1e-5)
-    assert behind.std() > 0.1 and [p.key.shape[2] for p in pasts] == [5 + k] * 2
+    assert behind.std() > 0.1 and [p.key.shape[1] for p in pasts] == [5 + k] * 2
 
     shift, scale = model.told_last(told_new)[:, :, None].chunk(2, -1)
     change = model.unpatch(model.leave(adapt(whole[:, 5:], shift, scale)))

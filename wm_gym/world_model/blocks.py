@@ -7,22 +7,21 @@ kept as keys and values for all that follow.
 
 from __future__ import annotations
 
-import math
+from functools import reduce
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GATHERED = 8  # places that a GPU attends to in one block of its kernels, made for long sequences
 PARTS = 12  # numbers a channel that a layer is told: shift, scale and gate of four changes
 
 
 class Past(NamedTuple):
     """The frames that a layer has seen, as attention along time needs them."""
 
-    key: Tensor  # (n * s, heads, t, e), already turned by their places
-    value: Tensor  # (n * s, heads, t, e)
+    key: Tensor  # (n, t, s, heads, e), already turned by their places
+    value: Tensor  # (n, t, s, heads, e)
 
 
 class Layer(nn.Module):
@@ -68,19 +67,15 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (n, t, s, d) to the same shape."""
-        q, k, v = self.split(x.flatten(0, 1))
-        return self.merge(F.scaled_dot_product_attention(q, k, v)).view_as(x)
+        q, k, v = (part.flatten(0, 1).transpose(1, 2) for part in self.split(x))
+        mixed = F.scaled_dot_product_attention(q, k, v)  # (n * t, heads, s, e)
+        return self.leave(mixed.transpose(1, 2).reshape(x.shape))
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (b, heads, l, e) of x (b, l, d)."""
-        qkv = self.query_key_value(x).unflatten(2, (3, self.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        """Queries, keys and values (n, t, s, heads, e) of x (n, t, s, d)."""
+        q, k, v = self.query_key_value(x).unflatten(3, (3, self.heads, -1)).unbind(3)
         q, k = self.query_norm(q.float()), self.key_norm(k.float())
         return q.to(v.dtype), k.to(v.dtype), v
-
-    def merge(self, mixed: Tensor) -> Tensor:
-        """Put heads (b, heads, l, e) together as (b, l, d)."""
-        return self.leave(mixed.transpose(1, 2).flatten(2))
 
 
 class CausalAttention(Attention):
@@ -90,25 +85,43 @@ class CausalAttention(Attention):
         self, x: Tensor, turn: Tensor, past: Past | None = None
     ) -> tuple[Tensor, Past]:
         """Map x (n, t, s, d) to the same shape; also returns the past with these frames in it."""
-        n, t, s, _ = x.shape
-        q, k, v = self.split(x.transpose(1, 2).flatten(0, 1))  # (n * s, heads, t, e)
+        q, k, v = self.split(x)
         q, k = rotate(q, turn), rotate(k, turn)
         if past is not None:
-            k, v = torch.cat([past.key, k], dim=2), torch.cat([past.value, v], dim=2)
-        seen = torch.ones(t, k.shape[2], dtype=torch.bool, device=x.device).tril(k.shape[2] - t)
-        places = math.gcd(s, gathered(x.device.type))
-        mask = torch.block_diag(*[seen] * places)  # each place sees itself alone
-        together = (
-            part.unflatten(0, (-1, places)).transpose(1, 2).flatten(2, 3) for part in (q, k, v)
-        )
-        mixed = F.scaled_dot_product_attention(*together, attn_mask=mask)
-        mixed = self.merge(mixed.unflatten(2, (places, t)).transpose(1, 2).flatten(0, 1))
-        return mixed.unflatten(0, (n, s)).transpose(1, 2), Past(k, v)
+            k, v = torch.cat([past.key, k], dim=1), torch.cat([past.value, v], dim=1)
+        mixed = along_time(q, k, v)
+        return self.leave(mixed.reshape(x.shape)), Past(k, v)
 
 
-def gathered(device: str) -> int:
-    """Places in one attention along time: a few frames alone fill a corner of a GPU's tile."""
-    return GATHERED if device == "cuda" else 1
+def along_time(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Let queries (n, t, s, heads, e) attend to their own place in the frames up to their own.
+
+    Keys and values, (n, known + t, s, heads, e), begin with frames that are known. Returns (n, t,
+    s, heads, e).
+    """
+    (n, t, s, *_), frames = q.shape, k.shape[1]
+    seen = torch.ones(t, frames, dtype=torch.bool, device=q.device).tril(frames - t)
+    if q.is_cuda and torch.compiler.is_compiling():
+        return written_out(q, k, v, seen)
+    q, k, v = (part.permute(0, 2, 3, 1, 4).flatten(0, 1) for part in (q, k, v))
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)  # (n * s, heads, t, e)
+    return mixed.unflatten(0, (n, s)).permute(0, 3, 1, 2, 4)
+
+
+def written_out(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    """Compute `along_time` frame by frame, for a compiler to fuse; seen: bool (t, known + t).
+
+    Kernels for attention are made for long sequences: so few frames would fill a corner of a tile.
+    """
+    q = q.float() * q.shape[-1] ** -0.5
+    scores = [
+        (q * key[:, None]).sum(-1, keepdim=True).masked_fill(~mine[:, None, None, None], -torch.inf)
+        for key, mine in zip(k.unbind(1), seen.unbind(1), strict=True)
+    ]  # of every frame, (n, t, s, heads, 1)
+    top = reduce(torch.maximum, scores)
+    weights = [(score - top).exp() for score in scores]
+    mixed = sum(w * value[:, None] for w, value in zip(weights, v.unbind(1), strict=True))
+    return (mixed / sum(weights)).to(v.dtype)
 
 
 def perceptron(width: int) -> nn.Sequential:
@@ -135,7 +148,7 @@ def turns(places: int, size: int) -> Tensor:
 
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Turn x (..., t, e), whose pairs are (i, i + e / 2), by turn (2, t, e / 2)."""
-    cos, sin = turn
+    """Turn x (n, t, s, heads, e), whose pairs are (i, i + e / 2), by turn (2, t, e / 2)."""
+    cos, sin = turn[:, :, None, None]
     one, two = x.float().chunk(2, dim=-1)
     return torch.cat([one * cos - two * sin, one * sin + two * cos], dim=-1).to(x.dtype)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import trange
 
+from wm_gym.world_model.graphs import recorded
 from wm_gym.world_model.muon import muon_and_adamw, warm_cosine
 
 SCALES = (2.0, 4.0, 8.0, 16.0)  # frequencies, radians per standard deviation or NEAR
@@ -204,35 +205,45 @@ def fit_motion(
         )
     told = torch.cat([bodies[i] for i in long]).to(device)
     taken = torch.cat([torch.from_numpy(actions[i]) for i in long]).to(device)
-    lengths = torch.tensor([len(actions[i]) for i in long])
-    episode = torch.repeat_interleave(torch.arange(len(long)), lengths - unroll + 1)
-    first = torch.cat([torch.arange(int(t) - unroll + 1) for t in lengths])
+    lengths = torch.tensor([len(actions[i]) for i in long], device=device)
+    whole = lengths - unroll + 1  # clips of an episode
+    episode = torch.repeat_interleave(torch.arange(len(long), device=device), whole)
+    first = torch.arange(len(episode), device=device) - (whole.cumsum(0) - whole)[episode]
     act = (lengths.cumsum(0) - lengths)[episode] + first  # row of a clip's first action
     at = act + episode  # and of its first measurement: episodes have one more
-    chances = torch.tensor([weights[i] for i in long] if weights else [1.0] * len(long))
+    chances = torch.tensor([weights[i] for i in long] if weights else [1.0] * len(long)).to(device)
     edges = chances[episode].double().cumsum(0)
     layers = [layer for layer in motion.modules() if isinstance(layer, Linears)]
     matrices, biases = [x.weight for x in layers], [x.bias for x in layers]
     optimizers = muon_and_adamw(matrices, biases, config.learning_rate, config.weight_decay)
     schedules = warm_cosine(optimizers, config.steps)
-    generator = torch.Generator().manual_seed(seed)
-    losses = []
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def teach(body: Tensor, actions: Tensor, truth: Tensor) -> Tensor:
+        """Leave the gradients of the loss on clips: (e, n, p), (t, e, n, a), (t, e, n, p)."""
+        loss = torch.zeros((), device=device)
+        for action, true in zip(actions, truth, strict=True):
+            body = body + motion.change * motion.each(body, action)
+            loss = loss + ((body - true) / motion.change).abs().mean() / len(actions)
+        motion.zero_grad()
+        loss.backward()
+        return loss.detach()
+
+    losses, teachers = [], {}
     for step in (bar := trange(config.steps, desc="motion")):
         played = 1 if step < config.single * config.steps else unroll
         size = (motion.members, config.batch_size * unroll // played)
-        drawn = edges[-1] * torch.rand(size, generator=generator, dtype=torch.double)
+        random = {"generator": generator, "device": device}
+        drawn = edges[-1] * torch.rand(size, dtype=torch.double, **random)
         clip = torch.searchsorted(edges, drawn, right=True).clamp_max(len(at) - 1)
-        within = torch.randint(unroll - played + 1, size, generator=generator)
-        begins, acts = at[clip] + within, act[clip] + within
-        begun = told[begins]
-        body = begun + config.noise * torch.randn(begun.shape, generator=generator).to(device)
-        loss = torch.zeros((), device=device)
-        for t in range(played):
-            body = body + motion.change * motion.each(body, taken[acts + t])
-            away = (body - told[begins + t + 1]) / motion.change
-            loss = loss + away.abs().mean() / played
-        motion.zero_grad()
-        loss.backward()
+        begin = torch.randint(unroll - played + 1, size, **random)
+        begun = told[at[clip] + begin]
+        body = begun + config.noise * torch.randn(begun.shape, **random)
+        ahead = begin + torch.arange(played, device=device)[:, None, None]  # (t, e, n)
+        clips = body, taken[act[clip] + ahead], told[at[clip] + 1 + ahead]
+        if played not in teachers:
+            teachers[played] = recorded(teach, *clips)
+        loss = teachers[played](*clips)
         nn.utils.clip_grad_norm_(motion.parameters(), config.grad_clip)
         for each in (*optimizers, *schedules):
             each.step()

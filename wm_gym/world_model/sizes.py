@@ -20,7 +20,7 @@ SIZES: dict[str, WorldModelConfig | VideoTransformerConfig] = {
     **PRESETS,  # two CPU cores, 64 px
     "small": VideoTransformerConfig(  # one GPU, 128 px
         image_size=128,
-        depth=8,
+        depth=6,
         width=512,
         heads=8,
         block_out_channels=(64, 128, 256, 256),

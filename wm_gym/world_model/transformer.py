@@ -253,7 +253,7 @@ num_envs=16, world_model=...)` does all of this."""
 
         Returns their tokens (n, t, s, d), and what every layer has now seen.
         """
-        first = pasts[0].key.shape[2] if pasts else 0
+        first = pasts[0].key.shape[1] if pasts else 0
         turn = self.turn[:, first : first + latents.shape[1]]
         parts = self.told(told).unflatten(2, (PARTS, -1))
         x = self.enter(self.patches(latents)) + self.places
