@@ -29,6 +29,7 @@ from wm_gym.world_model.muon import muon_and_adamw, warm_cosine
 SCALES = (2.0, 4.0, 8.0, 16.0)  # frequencies, radians per standard deviation or NEAR
 NEAR = 0.08  # metres: as far as a hand reaches around an object
 FAR = 1.5  # times NEAR: objects that are further away are all the same
+SHOWN = 50  # training steps from one loss in the progress line to the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +248,8 @@ def fit_motion(
         nn.utils.clip_grad_norm_(motion.parameters(), config.grad_clip)
         for each in (*optimizers, *schedules):
             each.step()
-        losses.append(loss.item())
-        bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+        losses.append(loss.clone())
+        if step % SHOWN == 0:  # to read it is to wait for it
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
     motion.requires_grad_(False)
-    return float(np.mean(losses[-max(1, config.steps // 10) :]))
+    return float(torch.stack(losses[-max(1, config.steps // 10) :]).mean())
