@@ -33,6 +33,7 @@ STAGES = (
 )
 EPISODES = {
     "play": "episodes of play",
+    "unfilmed": "episodes of play without pictures",
     "rollouts": "rollouts of the base policy",
     "validation": "on validation starts to choose the base policy",
 }

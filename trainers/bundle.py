@@ -106,8 +106,10 @@ def cards(run: Path, audit: Path | None) -> dict[str, Card]:
         f"making mistakes on purpose) and {done['rollouts']['rollouts']} rollouts of the base "
         "policy"
     )
+    unfilmed = done["demonstrations"].get("unfilmed", 0)
+    moved = f"; how things move also on {unfilmed} episodes of play without pictures"
     told = {
-        "world_model": f"World model, trained on {recorded}.",
+        "world_model": f"World model, trained on {recorded}{moved if unfilmed else ''}.",
         "success": f"Success classifier, trained on {recorded}.",
         "policy_base": f"Base policy, cloned from {demonstrated}: mediocre on purpose.",
         "policy_improved": "The base policy after GRPO in the imagined world.",

@@ -18,7 +18,7 @@ import tyro
 
 from trainers import wmpo
 from wm_gym.checks import check_unset
-from wm_gym.data.episodes import Episode, load
+from wm_gym.data.episodes import Episode, EpisodeFile, load
 from wm_gym.runs import Run
 from wm_gym.world_model.loading import world_model_class
 from wm_gym.world_model.sizes import SIZES
@@ -31,7 +31,8 @@ class EpisodesConfig:
     """What is trained on, and how."""
 
     episodes: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """robomimic HDF5 files, or folders of them; none means those of the run folder."""
+    """robomimic HDF5 files, or folders of them; none means those of the run folder. Files without
+    pictures teach a world model how what is measured moves, and nothing else."""
     run: Annotated[wmpo.WMPOConfig, tyro.conf.arg(name="")] = field(default_factory=wmpo.WMPOConfig)
     """Where to, and the settings of the training."""
 
@@ -57,14 +58,14 @@ def train_world_model(config: WorldModelConfig) -> None:
     _train(
         "train-world-model",
         config,
-        lambda run, found: fit_world_model(config, run, found),
+        lambda run, *found: fit_world_model(config, run, *found),
         init=config.init,
         video=video,
     )
 
 
 def fit_world_model(
-    config: WorldModelConfig, run: Run, everything: list[Episode]
+    config: WorldModelConfig, run: Run, everything: list[Episode], unfilmed: list[Episode]
 ) -> dict[str, Any]:
     """Train a world model of the class that the preset has, or the weights to go on with."""
     if config.init is not None:
@@ -73,7 +74,7 @@ def fit_world_model(
         video = isinstance(SIZES[config.run.preset], VideoTransformerConfig)
     if video:
         return fit_video_transformer(config, run, everything)
-    return wmpo.fit_world_model(config.run, run, everything, config.init)
+    return wmpo.fit_world_model(config.run, run, everything, unfilmed, config.init)
 
 
 def fit_video_transformer(
@@ -96,14 +97,14 @@ def train_success(config: EpisodesConfig) -> None:
     _train(
         "train-success",
         config,
-        lambda run, found: wmpo.fit_success(config.run, run, found),
+        lambda run, found, _: wmpo.fit_success(config.run, run, found),
     )
 
 
 def _train(
     stage: str,
     config: EpisodesConfig,
-    fit: Callable[[Run, list[Episode]], dict[str, Any]],
+    fit: Callable[[Run, list[Episode], list[Episode]], dict[str, Any]],
     **options: Any,
 ) -> None:
     """Do a stage on the files named, or as part of a run; `options` are those of this stage alone.
@@ -124,7 +125,24 @@ def _train(
             "another --out."
         )
     Run(begun, {"files": names, **options}, resume=True)
-    print(run.once(stage, lambda: {"files": names, **fit(run, load(paths))}))
+    print(run.once(stage, lambda: {"files": names, **fit(run, *_load(paths))}))
+
+
+def _load(paths: Sequence[Path]) -> tuple[list[Episode], list[Episode]]:
+    """Load episodes with pictures, and those without: motion alone can learn from these."""
+    filmed, unfilmed = [], []
+    for path in paths:
+        with EpisodeFile(path, pictures=False) as file:
+            (filmed if file.filmed else unfilmed).append(path)
+    told = ", ".join(map(str, unfilmed))
+    if not filmed:
+        raise ValueError(
+            f"No pictures in {told}. Name files with pictures too, or render these with "
+            "robomimic's dataset_states_to_obs.py."
+        )
+    if unfilmed:
+        print(f"No pictures in {told}: only motion can learn from these.")
+    return load(filmed), load(unfilmed, pictures=False)
 
 
 def files(paths: Sequence[Path]) -> list[Path]:

@@ -25,7 +25,7 @@ from wm_gym.data.collection import TAIL, draw_starts, record_expert, record_poli
 from wm_gym.data.episodes import Episode, load
 from wm_gym.data.moments import draw_moments, with_moments
 from wm_gym.evaluation.statistics import rate, wilson
-from wm_gym.real.expert import DEMONSTRATION, PLAY
+from wm_gym.real.expert import DEMONSTRATION, PLAY, UNFILMED
 from wm_gym.real.pool import SimulationPool
 from wm_gym.runs import Run
 from wm_gym.starts import load_starts, save_starts
@@ -42,7 +42,9 @@ from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.presets import PRESETS
 from wm_gym.world_model.training import WorldModelTrainingConfig, train_world_model
 
-ON_POLICY = 12.0  # how much more often a clip of the rollouts is trained on than another
+ON_POLICY = 12.0  # how much more often a clip of the rollouts is trained on than one of play
+OFF_POLICY = 0.4  # how often one of unfilmed play, by which motion alone learns
+UNFILMED_SEED = 1000  # added to the run's: unfilmed play is no play that was filmed
 ALIKE = 0.99  # least share of pictures that a classifier must judge alike, real and drawn
 STARTS = {"train": 512, "validation": 128, "test": 256}
 
@@ -63,6 +65,9 @@ class WMPOConfig:
     play: int = 580
     """Real episodes of an expert that errs on purpose, for world model and classifier; where these
     are more than there are starts, starts serve again."""
+    unfilmed: int = 1950
+    """Real episodes of the same without pictures, recorded in a third of the time: how the world
+    moves is learnt from these, too."""
     seed: int = 0
     """Of the replicate: which starts are demonstrated, every initial weight, every draw."""
     grpo_seeds: tuple[int, ...] = (0, 1)
@@ -97,7 +102,7 @@ def starts(config: WMPOConfig, run: Run) -> dict[str, Any]:
 
 
 def demonstrations(config: WMPOConfig, run: Run) -> dict[str, Any]:
-    """Record the expert, and the expert that errs, from different training starts.
+    """Record the expert, and the expert that errs, filmed and not, from training starts.
 
     Play comes first in the order, and with more or fewer demonstrations stays as it was as long as
     no start has to serve again.
@@ -105,12 +110,14 @@ def demonstrations(config: WMPOConfig, run: Run) -> dict[str, Any]:
     pool_of_starts = load_starts(config.task, "train", run.folder)
     order = np.random.default_rng(config.seed).permutation(len(pool_of_starts))
     cut = min(config.play, len(order) - config.demonstrations)
+    again = np.arange(config.unfilmed) % len(order)
     parts = {
-        "play": (np.resize(order[:cut], config.play), PLAY),
-        "demonstrations": (order[cut : cut + config.demonstrations], DEMONSTRATION),
+        "play": (np.resize(order[:cut], config.play), PLAY, config.seed),
+        "demonstrations": (order[cut : cut + config.demonstrations], DEMONSTRATION, config.seed),
+        "unfilmed": (again, UNFILMED, config.seed + UNFILMED_SEED),
     }
     with simulations(config) as pool:
-        for source, (indices, expert) in parts.items():
+        for source, (indices, expert, seed) in parts.items():
             path = data_file(run, source)
             record_expert(
                 path,
@@ -119,10 +126,11 @@ def demonstrations(config: WMPOConfig, run: Run) -> dict[str, Any]:
                 indices,
                 expert,
                 source=source,
-                seed=config.seed,
+                seed=seed,
                 pool=pool,
+                filmed=source != "unfilmed",
             )
-    return {source: len(indices) for source, (indices, _) in parts.items()}
+    return {source: len(indices) for source, (indices, *_) in parts.items()}
 
 
 def clone(config: WMPOConfig, run: Run) -> dict[str, Any]:
@@ -183,13 +191,20 @@ def rollouts(config: WMPOConfig, run: Run) -> dict[str, Any]:
 
 def world_model(config: WMPOConfig, run: Run) -> dict[str, Any]:
     """Train the world model on everything recorded so far, most of all on what the policy does."""
-    weights = {"rollouts": ON_POLICY} | config.world_model.weights
+    usual = {"rollouts": ON_POLICY} | ({"unfilmed": OFF_POLICY} if config.unfilmed else {})
+    weights = usual | config.world_model.weights
     config = replace(config, world_model=replace(config.world_model, weights=weights))
-    return fit_world_model(config, run, episodes(run, "demonstrations", "play", "rollouts"))
+    unfilmed = load(data_file(run, "unfilmed"), pictures=False)
+    filmed = episodes(run, "demonstrations", "play", "rollouts")
+    return fit_world_model(config, run, filmed, unfilmed)
 
 
 def fit_world_model(
-    config: WMPOConfig, run: Run, everything: list[Episode], init: str | None = None
+    config: WMPOConfig,
+    run: Run,
+    everything: list[Episode],
+    unfilmed: list[Episode],
+    init: str | None = None,
 ) -> dict[str, Any]:
     """Train a new world model, or go on with that of `init`, into the run folder."""
     torch.manual_seed(config.seed)
@@ -199,7 +214,10 @@ def fit_world_model(
         model = WorldModel.from_pretrained(init, device=device())
     settings = replace(config.world_model, seed=config.seed)
     stage = run.stage("world_model")
-    report = train_world_model(model, everything, settings, stage, fine_tune=init is not None)
+    tune = init is not None
+    report = train_world_model(
+        model, everything, settings, stage, unfilmed=unfilmed, fine_tune=tune
+    )
     model.save_pretrained(run.folder / "world_model", dtype=torch.float16)
     return report
 
@@ -336,8 +354,9 @@ def check(config: WMPOConfig, presets: Iterable[str] = PRESETS) -> None:
 
 def _check_starts(config: WMPOConfig) -> None:
     """Raise ValueError where real episodes are asked for that there are no starts for."""
-    if config.play < 0:
-        raise ValueError(f"play must be at least 0, got {config.play}.")
+    for name in ("play", "unfilmed"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}.")
     check_count("budget", config.budget, STARTS["train"])
     check_count("demonstrations", config.demonstrations, STARTS["train"] - min(config.play, 1))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.fakes import ScriptedEnv, fake_pool
-from wm_gym.data import EpisodeWriter, collection, load
+from wm_gym.data import EpisodeFile, EpisodeWriter, collection, load
 from wm_gym.data.collection import TAIL, draw_starts, environment, record_expert, record_policy
 from wm_gym.real import vector
 from wm_gym.real.expert import DEMONSTRATION
@@ -37,11 +37,11 @@ class FakePool:
         low_dim = {"robot0_hand": np.float32([seed, 1]), "object": np.float32([2])}
         return np.array([seed, 0.5]), np.full((4, 4, 3), seed % 251, np.uint8), low_dim
 
-    def demonstrate(self, state, expert, seed, steps, tail):
+    def demonstrate(self, state, expert, seed, steps, tail, filmed):
         assert expert is DEMONSTRATION and tail == TAIL
-        fill = np.arange(steps + 1) + 10 * state[0]
+        fill, side = np.arange(steps + 1) + 10 * state[0], 4 if filmed else 0
         return Recording(
-            np.broadcast_to(fill[:, None, None, None], (steps + 1, 4, 4, 3)).astype(np.uint8),
+            np.broadcast_to(fill[:, None, None, None], (steps + 1, side, side, 3)).astype(np.uint8),
             np.full((steps, 7), seed, np.float32),
             np.arange(steps) == state[0],
             fill[:, None].astype(np.float64),
@@ -52,6 +52,11 @@ class FakePool:
 def expert(path, pool, indices, starts=None, seed=3, task=TASK):
     starts = starts or fake_pool(size=20)
     record_expert(path, task, starts, indices, DEMONSTRATION, source="play", seed=seed, pool=pool)
+
+
+def unfilmed(path, indices) -> None:
+    told = {"source": "unfilmed", "seed": 3, "pool": FakePool(), "filmed": False}
+    record_expert(path, TASK, fake_pool(size=20), indices, DEMONSTRATION, **told)
 
 
 def content(path) -> list[tuple]:
@@ -65,6 +70,28 @@ def content(path) -> list[tuple]:
         )
         for e in load(path)
     ]
+
+
+def test_what_nobody_filmed_is_recorded_without_pictures_and_goes_on(tmp_path):
+    path = tmp_path / "a.hdf5"
+    unfilmed(path, [1])
+    unfilmed(path, [1, 2])
+    with EpisodeFile(path, pictures=False) as file:
+        assert not file.filmed and file.lengths == [5, 5]
+    found = load(path, pictures=False)
+    assert [e.frames.shape for e in found] == [(6, 0, 0, 3)] * 2
+    assert [e.low_dim["fill"][:, 0].tolist() for e in found] == [[*range(10, 16)], [*range(20, 26)]]
+    assert [(e.source, e.start) for e in found] == [("unfilmed", 1), ("unfilmed", 2)]
+    with pytest.raises(ValueError, match="expected actions and obs/agentview_image"):
+        load(path)
+
+
+def test_pictures_may_be_left_where_they_are(tmp_path):
+    expert(tmp_path / "a.hdf5", FakePool(), [1])
+    with EpisodeFile(tmp_path / "a.hdf5", pictures=False) as file:
+        (found,) = file.episodes()
+        assert file.filmed and found.frames.shape == (6, 0, 0, 3)
+    assert found.actions.tolist() == load(tmp_path / "a.hdf5")[0].actions.tolist()
 
 
 def test_starts_of_a_split_are_drawn_from_its_own_seeds():

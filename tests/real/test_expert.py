@@ -51,6 +51,16 @@ def test_it_descends_once_it_is_over_the_cube():
     assert expert.act() == pytest.approx([-0.08, 0, -0.48, 0, 0, 0, -1])
 
 
+def test_a_shaky_expert_draws_how_noisy_an_episode_is():
+    table = Table(hand=(0, 0, 1.0), cube=(0, 0, 0.83))
+    drawn = [
+        LiftExpert(table, ExpertConfig(shake=0.4), np.random.default_rng(seed)).config.noise
+        for seed in range(200)
+    ]
+    assert 0 <= min(drawn) < 0.05 and 0.35 < max(drawn) <= 0.4
+    assert np.mean(drawn) == pytest.approx(0.2, abs=0.03)
+
+
 def clumsy(seed: int) -> LiftExpert:
     """An expert at the cube whose next grasp is drawn at random."""
     table = Table(hand=(0, 0, 0.83), cube=(0, 0, 0.83))

@@ -133,6 +133,14 @@ def test_a_success_at_the_last_step_still_has_its_tail(worker):
     assert len(worker(4).demonstrate(START, CONFIG, seed=0, steps=4, tail=2).actions) == 6
 
 
+def test_a_demonstration_that_nobody_films_is_the_same_without_pictures(worker):
+    one = worker()
+    seen, unseen = (one.demonstrate(START, CONFIG, 0, 3, 2, filmed) for filmed in (True, False))
+    assert unseen.frames.shape == (4, 0, 0, 3) and one.simulation.pictures == 4
+    assert seen.actions.tolist() == unseen.actions.tolist()
+    assert seen.states.tolist() == unseen.states.tolist()
+
+
 def test_a_demonstration_follows_from_its_seed(worker):
     a, b, c = (worker().demonstrate(START, CONFIG, s, 3, 2).actions[:, 0] for s in (1, 1, 2))
     assert a.tolist() == b.tolist() != c.tolist()

@@ -84,7 +84,7 @@ def fits(monkeypatch) -> list[tuple]:
     """Note what is to be fitted, and fit nothing: (levels of the episodes, init)."""
     made = []
 
-    def fit(config, run, everything, init=None):
+    def fit(config, run, everything, unfilmed=(), init=None):
         made.append(([int(e.frames[0, 0, 0, 0]) for e in everything], init))
         return {"fit": len(made)}
 
@@ -117,6 +117,24 @@ def test_the_episodes_named_are_trained_on_once(tmp_path, config, fits, capsys, 
         command(made(episodes=(tmp_path / "data", paths[1]), run=config))
     assert fits == [([1, 2, 3], None)]
     assert capsys.readouterr().out.count("'fit': 1") == 2
+
+
+def test_files_without_pictures_teach_motion_alone(tmp_path, config, monkeypatch, capsys):
+    found = []
+    monkeypatch.setattr(wmpo, "fit_world_model", lambda *given: found.extend(given[2:4]) or {})
+    seen, unseen = record(tmp_path / "a.hdf5", (1, 2)), tmp_path / "b.hdf5"
+    with EpisodeWriter(unseen, {"env_name": "Lift"}) as writer:
+        x = {"x": np.full((4, 1), 5, np.float32)}
+        nothing = np.zeros((4, 0, 0, 3), np.uint8)
+        writer.append(Episode(nothing, np.zeros((3, 7), np.float32), np.zeros(3, bool), low_dim=x))
+    own.train_world_model(WorldModelConfig((seen, unseen), config))
+    filmed, unfilmed = found
+    assert [e.frames.shape[1] for e in filmed] == [16, 16]
+    assert [e.low_dim["x"][0, 0] for e in unfilmed] == [5]
+    assert f"No pictures in {unseen}: only motion" in capsys.readouterr().out
+
+    with pytest.raises(ValueError, match="No pictures in .*b.hdf5. Name files with pictures too"):
+        own.train_world_model(WorldModelConfig((unseen,), replace(config, out=tmp_path / "c")))
 
 
 def test_other_episodes_need_another_folder(tmp_path, config, fits):

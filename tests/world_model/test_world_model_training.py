@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from wm_gym.data import Episode
-from wm_gym.data.windows import holdout_episodes
+from wm_gym.data.windows import Windows, holdout_episodes
 from wm_gym.evaluation.fidelity import replay_latents
 from wm_gym.runs import Run
 from wm_gym.world_model import reading, training
@@ -85,6 +85,28 @@ def test_pictures_of_another_size_are_refused_before_training(small, squares, tm
     with pytest.raises(ValueError, match="16 x 16; the episodes have 32 x 32"):
         train_world_model(small(0), larger, SHORT, Run(tmp_path))
     assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_motion_alone_learns_from_what_nobody_filmed(small, squares, tmp_path, monkeypatch):
+    moved, pictures = [], []
+
+    def noted(motion, bodies, actions, config, seed, weights):
+        moved.append(dict(zip([len(a) for a in actions], weights, strict=True)))
+
+    def windows(episodes, **options):
+        pictures.append((len(episodes), options["weights"]))
+        return Windows(episodes, **options)
+
+    monkeypatch.setattr(training, "fit_motion", noted)
+    monkeypatch.setattr(training, "Windows", windows)
+    first = squares[0]
+    low_dim = {key: rows[:7] for key, rows in first.low_dim.items()}
+    frames = np.zeros((7, 0, 0, 3), np.uint8)
+    short = Episode(frames, first.actions[:6], first.success[:6], source="blind", low_dim=low_dim)
+    config = replace(SHORT, weights={"blind": 0.25})
+    train_world_model(small(0), squares, config, Run(tmp_path), unfilmed=[short])
+    assert moved == [{len(first): 1.0, 6: 0.25}]
+    assert pictures == [(len(squares) - round(0.1 * len(squares)), {})]
 
 
 def test_clips_grow_and_batches_keep_their_size(small, squares, tmp_path, monkeypatch):

@@ -45,8 +45,11 @@ def record_expert(
     source: str,
     seed: int,
     pool: SimulationPool,
+    filmed: bool = True,
 ) -> None:
     """Record the scripted expert from `starts[indices]`, one episode each, into `path` (HDF5).
+
+    Unless `filmed`, without pictures, in a third of the time.
 
     An interrupted recording continues where it stopped and gives the same file; one that holds more
     episodes is left as it is. Raises ValueError where `path` holds episodes from other starts, of
@@ -58,7 +61,7 @@ def record_expert(
         with tqdm(total=len(indices), initial=len(writer), desc=source, unit="episode") as bar:
             for batch in _batches(todo, pool):
                 requests = [
-                    (starts.states[start], expert, seed * 100_003 + i, task.horizon, TAIL)
+                    (starts.states[start], expert, seed * 100_003 + i, task.horizon, TAIL, filmed)
                     for i, start in batch
                 ]
                 recordings = pool.map("demonstrate", requests)

@@ -33,7 +33,8 @@ _REWARDS = (
 class Episode:
     """One recorded episode of t control steps; raises ValueError when its arrays disagree."""
 
-    frames: np.ndarray  # (t + 1, H, W, 3) uint8, before the first action to after the last
+    frames: np.ndarray  # (t + 1, H, W, 3) uint8, before the first action to after the last;
+    # (t + 1, 0, 0, 3) where nobody filmed
     actions: np.ndarray  # (t, 7) float32, as played
     success: np.ndarray  # (t,) bool, the simulator's predicate after each action
     states: np.ndarray | None = None  # (t + 1, d) float64 simulator states
@@ -90,6 +91,7 @@ class EpisodeFile:
 
     Raises FileNotFoundError, OSError (truncated, not HDF5) or ValueError (another schema), naming
     the file and the mend. `skip_bad=True` leaves out bad episodes with one warning that lists them.
+    `pictures=False` reads none, and takes files that hold none: frames then are empty, (0, 0, 3).
     """
 
     def __init__(
@@ -98,10 +100,11 @@ class EpisodeFile:
         *,
         filter_key: str | None = None,
         image_key: str = IMAGE,
+        pictures: bool = True,
         skip_bad: bool = False,
     ) -> None:
         """Open and check every episode's shapes; pictures are not read yet."""
-        self.path, self.image_key = Path(path), image_key
+        self.path, self.image_key, self.pictures = Path(path), image_key, pictures
         self._handle: h5py.File | None = None
         self._pid = -1
         self._open_images: dict[int, h5py.Dataset] = {}  # finding them costs more than reading
@@ -158,11 +161,18 @@ class EpisodeFile:
             self._handle.close()
         self._handle, self._open_images = None, {}
 
+    @property
+    def filmed(self) -> bool:
+        """Whether the first episode holds pictures, or would if there were one."""
+        return not self.names or f"obs/{self.image_key}" in self._demo(0)
+
     def frames(self, i: int, a: int, b: int) -> np.ndarray:
         """Frames a to b - 1 of episode i, fresh, (b - a, H, W, 3) uint8; 0 <= a < b <= t + 1."""
         t = self.lengths[i]
         if not 0 <= a < b <= t + 1:
             raise ValueError(f"Episode {i} has frames 0 to {t}; cannot read [{a}, {b}).")
+        if not self.pictures:
+            return np.zeros((b - a, 0, 0, 3), np.uint8)
         with self._reading(i):
             images = self._images(i)
             if b <= len(images):
@@ -266,6 +276,9 @@ class EpisodeFile:
 
     def _transitions(self, demo: h5py.Group) -> int:
         """How many (frame, action, next frame) triples a demo holds; ValueError if it is bad."""
+        if not self.pictures and "actions" in demo:
+            count = int(demo.attrs.get("num_samples", len(demo["actions"])))
+            return self._told(count, "wm_final" in demo or "next_obs" in demo)
         if "actions" not in demo or f"obs/{self.image_key}" not in demo:
             raise ValueError(
                 f"expected actions and obs/{self.image_key}, found {sorted(demo)} "
@@ -280,7 +293,12 @@ class EpisodeFile:
         count = int(demo.attrs.get("num_samples", len(actions)))
         if not len(images) == len(actions) == count:
             raise ValueError(f"{len(images)} pictures, {len(actions)} actions, num_samples {count}")
-        t = count if self._final(demo, self.image_key) is not None else count - 1
+        return self._told(count, self._final(demo, self.image_key) is not None)
+
+    @staticmethod
+    def _told(count: int, final: bool) -> int:
+        """Transitions of `count` actions, of which the last shows what comes of it if `final`."""
+        t = count if final else count - 1
         if t < 1:
             raise ValueError("holds no transition")
         return t

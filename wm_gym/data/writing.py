@@ -36,7 +36,7 @@ class EpisodeWriter:
         self.env_args = json.loads(json.dumps(env_args))
         self._merged = 0
         if self.path.exists():
-            with EpisodeFile(self.path) as finished:
+            with EpisodeFile(self.path, pictures=False) as finished:
                 self._check_env_args(finished.env_args, self.path)
                 self._merged = len(finished)
         # A kill between the final rename and the removal of the parts leaves parts already merged.
@@ -52,7 +52,7 @@ class EpisodeWriter:
                 f" gaps; found {numbers}. Remove the episodes after the gap, or the folder."
             )
         if found:
-            with EpisodeFile(found[0]) as part:
+            with EpisodeFile(found[0], pictures=False) as part:
                 self._check_env_args(part.env_args, found[0])
 
     def __len__(self) -> int:
@@ -69,11 +69,11 @@ class EpisodeWriter:
             self.close()
 
     def episode(self, i: int) -> Episode:
-        """Episode i of those written so far."""
+        """Episode i of those written so far, without its pictures."""
         if i < self._merged:
-            with EpisodeFile(self.path) as file:
+            with EpisodeFile(self.path, pictures=False) as file:
                 return file.episode(i)
-        with EpisodeFile(self.parts / f"demo_{i}.hdf5") as part:
+        with EpisodeFile(self.parts / f"demo_{i}.hdf5", pictures=False) as part:
             return part.episode(0)
 
     def append(self, episode: Episode) -> None:
@@ -119,9 +119,10 @@ class EpisodeWriter:
 def _write(demo: h5py.Group, episode: Episode) -> None:
     t = len(episode)
     # Uncompressed: on rendered pictures LZF saves 40 % of the disk and reads 7 times slower.
-    chunk = (1, *episode.frames.shape[1:])
-    demo.create_dataset(f"obs/{IMAGE}", data=episode.frames[:t], chunks=chunk)
-    demo.create_dataset(f"wm_final/{IMAGE}", data=episode.frames[t:], chunks=chunk)
+    if episode.frames.size:
+        chunk = (1, *episode.frames.shape[1:])
+        demo.create_dataset(f"obs/{IMAGE}", data=episode.frames[:t], chunks=chunk)
+        demo.create_dataset(f"wm_final/{IMAGE}", data=episode.frames[t:], chunks=chunk)
     demo["actions"] = episode.actions
     demo["rewards"] = episode.success.astype(np.float32)
     dones = episode.success.astype(np.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ class ExpertConfig:
 
     noise: float = 0.03
     """Standard deviation of the Gaussian noise on every arm action."""
+    shake: float = 0.0
+    """Where it is above 0, each episode draws its noise evenly from 0 to this."""
     gain: float = 20.0
     """Action per metre of distance to the waypoint; an action of 1 asks for 0.05 m."""
     speed: float = 1.0
@@ -54,6 +56,7 @@ PLAY = ExpertConfig(
     carry=16,
     length=320,
 )
+UNFILMED = replace(PLAY, shake=0.45)
 
 
 class LiftExpert:
@@ -61,6 +64,8 @@ class LiftExpert:
 
     def __init__(self, env: Any, config: ExpertConfig, rng: np.random.Generator) -> None:
         """Play `env` (a robosuite Lift) as `config` says, with randomness from `rng`."""
+        if config.shake:
+            config = replace(config, noise=rng.uniform(0, config.shake))
         self.env, self.config, self.rng = env, config, rng
         self._new_attempt()
 

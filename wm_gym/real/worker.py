@@ -36,7 +36,7 @@ class Playback(NamedTuple):
 class Recording(NamedTuple):
     """An episode of the scripted expert."""
 
-    frames: np.ndarray  # (t + 1, H, W, 3) uint8
+    frames: np.ndarray  # (t + 1, H, W, 3) uint8; (t + 1, 0, 0, 3) where nobody filmed
     actions: np.ndarray  # (t, 7) float32
     success: np.ndarray  # (t,) bool
     states: np.ndarray  # (t + 1, p) float64
@@ -102,29 +102,41 @@ class Worker:
         )
 
     def demonstrate(
-        self, state: np.ndarray, expert: ExpertConfig, seed: int, steps: int, tail: int
+        self,
+        state: np.ndarray,
+        expert: ExpertConfig,
+        seed: int,
+        steps: int,
+        tail: int,
+        filmed: bool = True,
     ) -> Recording:
         """Let the expert play from `state`: `steps` steps, or `tail` past its first success.
 
-        An expert with a `length` of its own plays that.
+        An expert with a `length` of its own plays that. Unless it is `filmed`, its pictures are
+        empty, (t + 1, 0, 0, 3).
         """
         simulation = self.simulation
         simulation.set_state(state)
         player = EXPERTS[simulation.task.name](simulation.env, expert, np.random.default_rng(seed))
-        frames, track = [simulation.render()], Track(simulation)
+        look = simulation.render if filmed else _blind
+        frames, track = [look()], Track(simulation)
         actions, success = [], []
         end = expert.length or steps
         while len(actions) < end:
             actions.append(player.act())
             simulation.step(actions[-1])
             success.append(simulation.success())
-            frames.append(simulation.render())
+            frames.append(look())
             track.note()
             if expert.length is None and success[-1] and not any(success[:-1]):
                 end = len(actions) + tail
         return Recording(
             np.stack(frames), np.stack(actions), np.array(success), track.states, track.low_dim
         )
+
+
+def _blind() -> np.ndarray:
+    return np.zeros((0, 0, 3), np.uint8)
 
 
 def main() -> None:

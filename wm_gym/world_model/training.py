@@ -78,10 +78,12 @@ def train_world_model(
     config: WorldModelTrainingConfig,
     run: Run,
     *,
+    unfilmed: Sequence[Episode] = (),
     fine_tune: bool = False,
 ) -> dict[str, float]:
     """Train `model` in place, on its device; it ends with the averaged weights.
 
+    `unfilmed`: episodes whose pictures are not needed: motion alone learns from them, too.
     `fine_tune`: the model is no new one and keeps its mean picture and its scale of the body.
     Returns the held-out replay (see `replay_report`) of the weights that it keeps. Checkpoints go
     into `run`, from which an interrupted training continues. Raises ValueError for pictures of
@@ -90,16 +92,16 @@ def train_world_model(
     check_size(episodes, model.config.image_size)
     fit, judged = set_aside(episodes, config.held_out, config.seed)
     compared = steps_to_judge(judged)
-    windows = Windows(
-        fit, memory=model.config.memory, weights=config.weights, body=model.config.body
-    )
+    never_seen = {e.source for e in unfilmed} - {e.source for e in fit}
+    weights = {source: w for source, w in config.weights.items() if source not in never_seen}
+    windows = Windows(fit, memory=model.config.memory, weights=weights, body=model.config.body)
     learner = Learner(model, config)
     first = learner.restore(run)
     if not first:
         if not fine_tune:
             measure(model, fit)
         parts = {
-            "moving": lambda: learn_motion(model, fit, config),
+            "moving": lambda: learn_motion(model, [*fit, *unfilmed], config),
             "reading": lambda: learn_reading(model, windows, config),
         }
         for name, learn_part in parts.items():
