@@ -163,7 +163,8 @@ def _real_episodes(done: Mapping[str, Any]) -> dict[str, int]:
     """How many real episodes of every kind the finished stages of a run report."""
     return {
         "demonstrations": done["demonstrations"]["demonstrations"],
-        **{kind: done["demonstrations"].get(kind, 0) for kind in ("play", "unfilmed")},
+        "play": done["demonstrations"]["play"],
+        **{k: n for k, n in done["demonstrations"].items() if k == "unfilmed"},
         "rollouts": done["rollouts"]["rollouts"],
         "validation": done["clone"]["validation_episodes"],
     }

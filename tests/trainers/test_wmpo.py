@@ -54,6 +54,7 @@ def test_an_unknown_preset_is_refused_before_anything_is_written(tmp_path):
         ({"budget": 0}, "budget must be an integer from 1 to 512, got 0"),
         ({"demonstrations": 512}, "demonstrations must be an integer from 1 to 511, got 512"),
         ({"play": -1}, "play must be at least 0, got -1"),
+        ({"unfilmed": -1}, "unfilmed must be at least 0, got -1"),
         ({"grpo_seeds": (1, 1)}, "grpo_seeds must be one or more different seeds"),
         ({"clone": bc.BCConfig(seed=1)}, "clone.seed follows seed: .*; got 1"),
         ({"world_model": WorldModelTrainingConfig(seed=2)}, "world_model.seed follows seed"),
@@ -78,13 +79,16 @@ def test_more_play_than_starts_begins_where_it_began_before(tmp_path, monkeypatc
     monkeypatch.setattr(
         wmpo,
         "record_expert",
-        lambda *given, source, **_: recorded.update({source: given[3].tolist()}),
+        lambda *given, source, **told: recorded.update({source: (given[3].tolist(), told)}),
     )
-    config = WMPOConfig(out=tmp_path, play=600, demonstrations=7)
+    config = WMPOConfig(out=tmp_path, seed=3, play=600, demonstrations=7, unfilmed=514)
     report = wmpo.demonstrations(config, Run(tmp_path, config))
-    play, demonstrated = recorded["play"], recorded["demonstrations"]
-    assert report == {"play": 600, "demonstrations": 7} and len(demonstrated) == 7
+    (play, told), (demonstrated, _), (unfilmed, blind) = recorded.values()
+    assert report == {"play": 600, "demonstrations": 7, "unfilmed": 514} and len(demonstrated) == 7
     assert play[505:] == play[:95] and sorted(play[:505] + demonstrated) == list(range(512))
+    assert unfilmed == [*range(512), 0, 1]
+    assert told["filmed"] and not blind["filmed"]
+    assert told["seed"] == 3 != blind["seed"]  # else both would be the same play
 
 
 def test_another_config_is_refused_in_the_same_folder(tmp_path):
@@ -163,7 +167,7 @@ def finished_run(folder, seed, base, *improved, rollouts=5):
     config = WMPOConfig(out=folder, seed=seed, grpo_seeds=tuple(range(len(improved))))
     run = Run(folder, config)
     reports = {
-        "demonstrations": {"demonstrations": 3, "play": 4},
+        "demonstrations": {"demonstrations": 3, "play": 4, "unfilmed": 9},
         "rollouts": {"rollouts": rollouts},
         "clone": {"validation_episodes": 6},
         "grpo": {"policy_improved_0": {"practice_seconds": 90.0}},  # interrupted, and resumed
@@ -194,6 +198,7 @@ def test_publish_pools_runs_and_counts_episodes(tmp_path):
     assert content["real_episodes"] == {
         "demonstrations": 3,
         "play": 4,
+        "unfilmed": 9,
         "rollouts": 5,
         "validation": 6,
     }
