@@ -31,6 +31,7 @@ STAGES = (
     "grpo",
     "test",
 )
+MANY = 64  # environments
 EPISODES = {
     "play": "episodes of play",
     "unfilmed": "episodes of play without pictures",
@@ -120,7 +121,10 @@ def speed(content: Mapping[str, Any]) -> str:
 
 
 def speed_summary(content: Mapping[str, Any]) -> str:
-    """speed.json in short: chunks of 8 in many environments, every machine in one table."""
+    """speed.json in short: chunks of 8 in many environments, every machine in one table.
+
+    Of a world that was never measured in `MANY`, with as many as there were.
+    """
     columns = {
         "num_envs": "environments",
         "steps_per_second": "imagined",
@@ -128,7 +132,12 @@ def speed_summary(content: Mapping[str, Any]) -> str:
         "real_steps_per_second": "robosuite",
         "real_every_picture": "robosuite, every picture",
     }
-    rows = [row for row in content["rows"] if row["chunk"] == 8 and row["num_envs"] >= 64]
+    long = [row for row in content["rows"] if row["chunk"] == 8]
+    most: dict[tuple[str, str], int] = {}
+    for row in long:
+        world = row["device"], row["preset"]
+        most[world] = max(row["num_envs"], most.get(world, 0))
+    rows = [r for r in long if r["num_envs"] >= min(MANY, most[r["device"], r["preset"]])]
     lines = [
         (
             row["device"],

@@ -184,11 +184,15 @@ def test_speed_in_short_has_chunks_in_many_environments_of_all_machines(tables, 
         for n, c in ((1, 8), (64, 1), (64, 8))
     ]
     rows += [own | {"device": "H200", "preset": "small", "num_envs": 256, "chunk": 8}]
+    rows += [
+        own | {"device": "H200", "preset": "paper", "num_envs": n, "chunk": 8} for n in (8, 16)
+    ]
     (tmp_path / "speed.json").write_text(json.dumps({**ORIGIN, "rows": rows}))
     page = tables.fill("<!-- speed-summary:begin --><!-- speed-summary:end -->", tmp_path)
     assert page.count("| Z80 |") == 1
     assert "| Z80 | bundled | 64 | 1,234 | 600 | 20 | – |" in page
     assert "| H200 | `small` | 256 | 1,234 | 600 | – | – |" in page
+    assert "| `paper` | 16 |" in page and "| `paper` | 8 |" not in page  # as many as there were
 
 
 @pytest.mark.parametrize(

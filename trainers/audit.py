@@ -21,11 +21,11 @@ from torch import nn
 from tqdm import tqdm
 
 from policies.token import TokenVLA
-from trainers.replay import DTYPE, ROWS, Episodes, first_step, judge, play, recorded
+from trainers.fresh import play_for_probe
+from trainers.replay import DTYPE, ROWS, Episodes, first_step, judge, play
 from trainers.rollout import autocast, make_env
 from trainers.wmpo import device
 from wm_gym.checks import check_count
-from wm_gym.data.episodes import Episode
 from wm_gym.evaluation.audit import Pair, examples, kind, report, table, video_name, write_pairs
 from wm_gym.evaluation.page import write_page
 from wm_gym.evaluation.paired import provenance, write_result
@@ -49,7 +49,7 @@ from wm_gym.world_model.loading import load_world_model
 from wm_gym.world_model.model import WorldModel
 
 TRACKS = "tracks_{}.npy"  # by the policy's number, see `locate`
-PROBES = "probes.pt"  # that read them, see `two_probes`
+PROBE = "probe.pt"  # that read them, see `learnt_probe`
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +213,7 @@ def replay_pairs(
     options |= {"return_frames": True, "ignore_terminations": True}
     world = {"world_model": models.world_model, "success": models.success, "dtype": DTYPE}
     decisions = 2 * len(firsts) * -(-horizon // policy.chunk)
-    pairs, tracks, probes = [], [], []
+    pairs, tracks, probe = [], [], None
     with (
         closing(make_env(config.task, "imagined", n, **world, **options)) as imagined_env,
         closing(make_env(config.task, "real", n, workers=config.workers, **options)) as real_env,
@@ -242,9 +242,8 @@ def replay_pairs(
                 for i, start in enumerate(starts)
             ]
             if real.measured and positions(real.measured[0]) is not None:
-                learnt = tracked.with_name(PROBES)
-                probes = probes or two_probes(learnt, recorded(imagined.actions, real))
-                tracks.append(locate(probes, imagined, real))
+                probe = probe or learnt_probe(config)
+                tracks.append(locate(probe, imagined, real))
                 wave = name_failures(wave, imagined.frames, tracks[-1])
             pairs += wave
             for pair in examples(pairs):
@@ -258,36 +257,29 @@ def replay_pairs(
     return pairs
 
 
-def two_probes(path: Path, episodes: Sequence[Episode]) -> list[PositionProbe]:
-    """Two probes, each taught by every second episode (a lone one teaches both), kept at `path`.
+def learnt_probe(config: AuditConfig) -> PositionProbe:
+    """The probe that reads all policies' pictures: it learns from play, and is kept in the folder.
 
-    Those that are kept there already learnt from the same starts, played by another policy.
+    Of replays it would know where things are without looking.
     """
-    if path.exists():
-        states = torch.load(path, map_location=device(), weights_only=True)
-        probes = [PositionProbe().to(device()).eval() for _ in states]
-        for probe, state in zip(probes, states, strict=True):
-            probe.load_state_dict(state)
-        return probes
-    halves = episodes[1::2] or episodes, episodes[::2]
-    probes = [train_probe(half, ProbeConfig(), device()) for half in halves]
-    with replacing(path) as aside:
-        torch.save([probe.state_dict() for probe in probes], aside)
-    return probes
+    path, probe = config.out / PROBE, PositionProbe().to(device()).eval()
+    if not path.exists():
+        episodes = play_for_probe(config.out, config.task, config.seed, config.workers)
+        learnt = train_probe(episodes, ProbeConfig(), device())
+        with replacing(path) as aside:
+            torch.save(learnt.state_dict(), aside)
+    probe.load_state_dict(torch.load(path, map_location=device(), weights_only=True))
+    return probe
 
 
-def locate(probes: Sequence[PositionProbe], imagined: Episodes, real: Episodes) -> np.ndarray:
+def locate(probe: PositionProbe, imagined: Episodes, real: Episodes) -> np.ndarray:
     """Where gripper and object were in n pairs, metres float32 (3, n, 1 + t, 2, 3).
 
-    By the simulator, in the imagined pictures, and in the real ones. Episode i is read by probe
-    i % 2 of `two_probes`, which has not learnt from its start.
+    By the simulator, and where the probe reads them in the imagined pictures and in the real ones.
     """
-
-    def shown(films: np.ndarray) -> np.ndarray:
-        return np.stack([read(probes[i % 2], frames) for i, frames in enumerate(films)])
-
     simulated = np.stack([positions(low_dim) for low_dim in real.measured])
-    return np.stack([simulated, shown(imagined.frames), shown(real.frames)])
+    shown = [np.stack([read(probe, film) for film in world.frames]) for world in (imagined, real)]
+    return np.stack([simulated, *shown])
 
 
 def name_failures(pairs: Sequence[Pair], frames: np.ndarray, tracks: np.ndarray) -> list[Pair]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from policies.token import TokenVLA
-from trainers.fresh import play_aside, play_expert, play_policy
+from trainers.fresh import play_aside, play_expert, play_for_probe, play_policy
 from trainers.wmpo import device
 from wm_gym.checks import check_count, check_limit, check_size
 from wm_gym.data.episodes import Episode, load
@@ -42,7 +42,6 @@ from wm_gym.world_model.training import WorldModelTrainingConfig
 from wm_gym.world_model.transformer import VideoTransformer
 
 TABLE_STEPS = (1, 8, 16, 32, 64)
-PROBED = (48, 160)  # new episodes for the probe, and their control steps
 LONG = 512  # control steps of a long episode, eight times what a policy gets
 LONG_STEPS = (*TABLE_STEPS, 128, 256, LONG)
 FINE = 16  # sampling steps that a few are compared with
@@ -109,7 +108,8 @@ def fidelity(config: FidelityConfig) -> None:
         held = holdout_episodes([e.source for e in episodes], config.held_out, config.seed)
     else:
         new = play_new(config)
-        episodes, held = new + play_for_probe(config), list(range(len(new)))
+        learnt = play_for_probe(config.out, config.task, config.seed, config.workers)
+        episodes, held = new + learnt, list(range(len(new)))
     check_size(episodes, model.config.image_size)
     judged = long_enough([episodes[i] for i in held], config.steps)
     numbers = [i for i in held if len(episodes[i]) >= config.steps]
@@ -213,20 +213,12 @@ def play_new(config: FidelityConfig) -> list[Episode]:
     n = check_count("fresh", config.fresh, starts // 2)
     settings = config.steps, config.seed, config.workers
     mine = play_policy(config.task, policy, range(n), *settings)
-    return mine + _expert(config, "expert", "validation", range(n, 2 * n), config.steps)
+    return mine + _expert(config, "expert", range(n, 2 * n), config.steps)
 
 
-def play_for_probe(config: FidelityConfig) -> list[Episode]:
-    """Let the expert that errs play in robosuite what the probe learns from."""
-    count, steps = PROBED
-    return _expert(config, "probe", "train", range(count), steps)
-
-
-def _expert(
-    config: FidelityConfig, name: str, split: str, starts: Sequence[int], steps: int
-) -> list[Episode]:
-    settings = {"source": name, "seed": config.seed, "workers": config.workers}
-    return play_expert(config.out / f"{name}.hdf5", config.task, split, starts, steps, **settings)
+def _expert(config: FidelityConfig, name: str, starts: Sequence[int], steps: int) -> list[Episode]:
+    path, settings = config.out / f"{name}.hdf5", {"seed": config.seed, "workers": config.workers}
+    return play_expert(path, config.task, "validation", starts, steps, source=name, **settings)
 
 
 def replay_long(model: WorldModel | VideoTransformer, config: FidelityConfig) -> dict[str, Any]:
@@ -234,7 +226,7 @@ def replay_long(model: WorldModel | VideoTransformer, config: FidelityConfig) ->
 
     Those that are recorded already are not played again.
     """
-    episodes = _expert(config, "long", "validation", range(config.long), LONG)
+    episodes = _expert(config, "long", range(config.long), LONG)
     replays = replay_episodes(model, episodes, LONG)
     real = replays.real[:, 1:]
     return {

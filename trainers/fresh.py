@@ -24,6 +24,7 @@ from wm_gym.tasks import get_task
 
 ROWS = 32  # episodes side by side
 CHUNK = 8  # control steps a call, where robosuite repeats what was recorded
+PROBED = (48, 160)  # episodes that a position probe learns from, and their control steps
 
 
 def play_policy(
@@ -92,6 +93,15 @@ def play_expert(
                 f"{steps} from {start}; remove the file, or choose another folder."
             )
     return episodes
+
+
+def play_for_probe(folder: Path, task: str, seed: int, workers: int | None) -> list[Episode]:
+    """Let the expert that errs play, from training starts, what a position probe learns from.
+
+    The episodes are kept in `folder`, as by `play_expert`.
+    """
+    (count, steps), told = PROBED, {"source": "probe", "seed": seed, "workers": workers}
+    return play_expert(folder / "probe.hdf5", task, "train", range(count), steps, **told)
 
 
 def play_aside(

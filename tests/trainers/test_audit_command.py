@@ -172,43 +172,47 @@ def test_what_went_wrong_is_named_by_real_and_imagined_positions(world, monkeypa
 
     taught = []
     monkeypatch.setattr(ImaginedVectorEnv, "step", measured)
+    monkeypatch.setattr(module, "play_for_probe", lambda *given: given)
     monkeypatch.setattr(
-        module, "train_probe", lambda replays, *_: taught.append(replays) or PositionProbe()
+        module, "train_probe", lambda played, *_: taught.append(played) or PositionProbe()
     )
     monkeypatch.setattr(module, "read", lambda _, frames: np.zeros((len(frames), 2, 3)))
     monkeypatch.setattr(module, "ROWS", 2)
     monkeypatch.setattr(module, "red", lambda frames: np.full(len(frames), 40))
     audit(settings(episodes=3))
     assert [pair.failure for pair in read_pairs("out/audit.csv")] == ["late"] * 3
-    (odd,), (even,) = taught  # one probe each, of the first wave
-    assert len(odd) == len(even) == 64
+    assert taught == [(Path("out"), "Lift", 0, 3)]  # once, for both waves
     found = json.loads(Path("out/audit.json").read_text())
     assert found["failures"] == {"late": 3}
     assert found["drift"]["object"] == {"imagined": [0.0] * 64, "real": [0.0] * 60 + [20.0] * 4}
     assert (found["usable_horizon"], found["usable_horizon_ends_by"]) == (38, ["agreement"])
     assert np.load("out/tracks_0.npy").shape == (3, 3, 65, 2, 3)
-    assert odd.frames[5, 0, 0, 0] == 106 and even.low_dim["object"][-1, 2] > 0.01
 
 
-def test_every_episode_is_located_by_the_probe_that_did_not_learn_from_it(tmp_path, monkeypatch):
+def test_one_probe_reads_both_worlds_and_is_kept(tmp_path, monkeypatch):
     learnt = []
-    monkeypatch.setattr(module, "read", lambda probe, film: np.full((2, 2, 3), film in probe.told))
 
     def train(episodes, *_):
+        learnt.append(episodes)
         probe = PositionProbe()
-        probe.told, probe.middle = set(episodes), torch.full((6,), float(len(learnt)))
-        learnt.append(probe)
+        probe.middle.fill_(float(len(learnt)))
         return probe
 
+    monkeypatch.setattr(module, "play_for_probe", lambda folder, *_: folder)
     monkeypatch.setattr(module, "train_probe", train)
-    nowhere = {"robot0_eef_pos": np.zeros((2, 3)), "object": np.zeros((2, 3))}
-    played = SimpleNamespace(frames=[0, 1, 2, 3, 4], measured=[nowhere] * 5)
-    probes = module.two_probes(tmp_path / "probes.pt", [0, 1, 2])
-    assert not module.locate(probes, played, played)[:, :3].any()
-    again = module.two_probes(tmp_path / "probes.pt", [3, 4])  # those of the first policy
-    assert len(learnt) == 2 and [float(probe.middle[0]) for probe in again] == [0, 1]
-    lone = module.two_probes(tmp_path / "lone.pt", [7])
-    assert [probe.told for probe in lone] == [{7}, {7}]
+    monkeypatch.setattr(module, "read", lambda probe, film: film + probe.middle[:3].numpy())
+    config = settings(out=tmp_path)
+    first, again = module.learnt_probe(config), module.learnt_probe(config)
+    assert learnt == [tmp_path]
+    assert float(again.middle[0]) == float(first.middle[0]) == 1
+
+    told = {"robot0_eef_pos": np.full((2, 3), 7.0), "object": np.full((2, 3), 8.0)}
+    imagined = SimpleNamespace(frames=np.zeros((1, 2, 2, 3)))
+    real = SimpleNamespace(frames=np.full((1, 2, 2, 3), 4.0), measured=[told])
+    found = module.locate(again, imagined, real)
+    assert found.shape == (3, 1, 2, 2, 3)
+    assert found[0, 0, :, 0].min() == 7 and found[0, 0, :, 1].max() == 8
+    assert (found[1] == 1).all() and (found[2] == 5).all()
 
 
 def test_no_more_than_four_hallucinations_are_filmed(world):

@@ -245,9 +245,10 @@ def test_without_files_a_policy_and_the_expert_play_new_episodes(loaded, tmp_pat
 
     monkeypatch.setattr(module, "play_policy", policy)
     monkeypatch.setattr(module, "play_expert", expert)
+    monkeypatch.setattr(fresh, "play_expert", expert)
     monkeypatch.setattr(module, "play_aside", again)
     monkeypatch.setattr(module.TokenVLA, "from_pretrained", lambda name, device: name)
-    monkeypatch.setattr(module, "PROBED", (3, 9))
+    monkeypatch.setattr(fresh, "PROBED", (3, 9))
     fidelity(FidelityConfig(out=tmp_path, steps=8, fresh=2, policy="mine", seed=5, probe=QUICK))
     assert asked == [
         ("policy", "mine", [0, 1], 8, 5),
