@@ -65,7 +65,7 @@ class WMPOConfig:
     play: int = 580
     """Real episodes of an expert that errs on purpose, for world model and classifier; where these
     are more than there are starts, starts serve again."""
-    unfilmed: int = 1950
+    unfilmed: int = 0
     """Real episodes of the same without pictures, recorded in a third of the time: how the world
     moves is learnt from these, too."""
     seed: int = 0
@@ -114,8 +114,9 @@ def demonstrations(config: WMPOConfig, run: Run) -> dict[str, Any]:
     parts = {
         "play": (np.resize(order[:cut], config.play), PLAY, config.seed),
         "demonstrations": (order[cut : cut + config.demonstrations], DEMONSTRATION, config.seed),
-        "unfilmed": (again, UNFILMED, config.seed + UNFILMED_SEED),
     }
+    if config.unfilmed:
+        parts["unfilmed"] = again, UNFILMED, config.seed + UNFILMED_SEED
     with simulations(config) as pool:
         for source, (indices, expert, seed) in parts.items():
             path = data_file(run, source)
@@ -191,10 +192,12 @@ def rollouts(config: WMPOConfig, run: Run) -> dict[str, Any]:
 
 def world_model(config: WMPOConfig, run: Run) -> dict[str, Any]:
     """Train the world model on everything recorded so far, most of all on what the policy does."""
-    usual = {"rollouts": ON_POLICY} | ({"unfilmed": OFF_POLICY} if config.unfilmed else {})
-    weights = usual | config.world_model.weights
+    weights, unfilmed = {"rollouts": ON_POLICY}, []
+    if config.unfilmed:
+        weights["unfilmed"] = OFF_POLICY
+        unfilmed = load(data_file(run, "unfilmed"), pictures=False)
+    weights |= config.world_model.weights
     config = replace(config, world_model=replace(config.world_model, weights=weights))
-    unfilmed = load(data_file(run, "unfilmed"), pictures=False)
     filmed = episodes(run, "demonstrations", "play", "rollouts")
     return fit_world_model(config, run, filmed, unfilmed)
 
