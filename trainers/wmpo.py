@@ -110,18 +110,17 @@ def demonstrations(config: WMPOConfig, run: Run) -> dict[str, Any]:
     pool_of_starts = load_starts(config.task, "train", run.folder)
     order = np.random.default_rng(config.seed).permutation(len(pool_of_starts))
     cut = min(config.play, len(order) - config.demonstrations)
-    again = np.arange(config.unfilmed) % len(order)
     parts = {
         "play": (np.resize(order[:cut], config.play), PLAY, config.seed),
         "demonstrations": (order[cut : cut + config.demonstrations], DEMONSTRATION, config.seed),
     }
     if config.unfilmed:
+        again = np.arange(config.unfilmed) % len(order)
         parts["unfilmed"] = again, UNFILMED, config.seed + UNFILMED_SEED
     with simulations(config) as pool:
         for source, (indices, expert, seed) in parts.items():
-            path = data_file(run, source)
             record_expert(
-                path,
+                data_file(run, source),
                 config.facts,
                 pool_of_starts,
                 indices,
@@ -217,10 +216,8 @@ def fit_world_model(
         model = WorldModel.from_pretrained(init, device=device())
     settings = replace(config.world_model, seed=config.seed)
     stage = run.stage("world_model")
-    tune = init is not None
-    report = train_world_model(
-        model, everything, settings, stage, unfilmed=unfilmed, fine_tune=tune
-    )
+    told = {"unfilmed": unfilmed, "fine_tune": init is not None}
+    report = train_world_model(model, everything, settings, stage, **told)
     model.save_pretrained(run.folder / "world_model", dtype=torch.float16)
     return report
 

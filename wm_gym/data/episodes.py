@@ -278,7 +278,7 @@ class EpisodeFile:
         """How many (frame, action, next frame) triples a demo holds; ValueError if it is bad."""
         if not self.pictures and "actions" in demo:
             count = int(demo.attrs.get("num_samples", len(demo["actions"])))
-            return self._told(count, "wm_final" in demo or "next_obs" in demo)
+            return _known(count, "wm_final" in demo or "next_obs" in demo)
         if "actions" not in demo or f"obs/{self.image_key}" not in demo:
             raise ValueError(
                 f"expected actions and obs/{self.image_key}, found {sorted(demo)} "
@@ -293,15 +293,7 @@ class EpisodeFile:
         count = int(demo.attrs.get("num_samples", len(actions)))
         if not len(images) == len(actions) == count:
             raise ValueError(f"{len(images)} pictures, {len(actions)} actions, num_samples {count}")
-        return self._told(count, self._final(demo, self.image_key) is not None)
-
-    @staticmethod
-    def _told(count: int, final: bool) -> int:
-        """Transitions of `count` actions, of which the last shows what comes of it if `final`."""
-        t = count if final else count - 1
-        if t < 1:
-            raise ValueError("holds no transition")
-        return t
+        return _known(count, self._final(demo, self.image_key) is not None)
 
     def _rows(
         self, demo: h5py.Group, key: str, column: h5py.Dataset | None, t: int, dtype: type
@@ -366,6 +358,14 @@ def number(name: str) -> int:
     """12 of "demo_12"; demos sort by it, not as text."""
     digits = name.rpartition("_")[2]
     return int(digits) if digits.isdigit() else -1
+
+
+def _known(actions: int, final: bool) -> int:
+    """Count the actions of which it is known what came; of the last one only where `final`."""
+    t = actions if final else actions - 1
+    if t < 1:
+        raise ValueError("holds no transition")
+    return t
 
 
 def _missing(path: Path) -> str:
