@@ -147,11 +147,14 @@ def opened(config: AblationConfig) -> Run:
 def trained(config: AblationConfig, name: str) -> list[dict[str, Any]]:
     """Train and judge a variant, unless that is done."""
     variant, run = VARIANTS[name], opened(config)
-    fit, judged = split(config)
-    seen = [e for e in fit if e.succeeded] if variant.successes else fit
     kind = convolution if isinstance(variant.model, WorldModelConfig) else transformer
-    given = config, variant, run, slug(name), seen, judged
-    return run.once(slug(name), lambda: {"rows": kind(*given)})["rows"]
+
+    def train() -> dict[str, Any]:
+        fit, judged = split(config)
+        seen = [e for e in fit if e.succeeded] if variant.successes else fit
+        return {"rows": kind(config, variant, run, slug(name), seen, judged)}
+
+    return run.once(slug(name), train)["rows"]
 
 
 def slug(name: str) -> str:
