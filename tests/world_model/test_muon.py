@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from wm_gym.world_model.muon import Muon, orthogonal
+from wm_gym.world_model.muon import Muon, by_kind, orthogonal
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -155,3 +155,16 @@ def test_least_squares_are_found():
         (inputs @ weights - inputs @ truth).square().mean().backward()
         optimizer.step()
     assert (weights - truth).square().mean().sqrt() < 0.02  # from 1
+
+
+def test_maps_have_muon_and_all_else_that_is_learnt_adamw():
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Linear(4, 5), nn.Embedding(6, 5), nn.Linear(5, 2)
+    )
+    module[4].requires_grad_(False)
+    muon, adamw = by_kind(module, 0.1, 0.02)
+    assert isinstance(muon, Muon) and isinstance(adamw, torch.optim.AdamW)
+    shapes = [[tuple(p.shape) for p in o.param_groups[0]["params"]] for o in (muon, adamw)]
+    assert shapes == [[(4, 3, 3, 3), (5, 4)], [(4,), (4,), (4,), (5,), (6, 5)]]
+    rates = [(o.param_groups[0]["lr"], o.param_groups[0]["weight_decay"]) for o in (muon, adamw)]
+    assert rates == [(0.1, 0.02), (0.05, 0.02)]

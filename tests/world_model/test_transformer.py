@@ -280,7 +280,7 @@ def test_known_frames_kept_as_keys_and_values_are_as_good_as_passed_again(model,
     known, level = drawn(2, 5, 16, seed=4), torch.tensor([0.05, 0.05])
     t = torch.tensor([0.7, 0.2])
     told_known = model.tell(level, model.no_action)
-    told_new = model.tell(t, model.action(actions))
+    told_new = model.tell(t, model.embed(actions))
     whole, _ = model.run(torch.cat([known, noise], 1), torch.cat([told_known, told_new], 1))
 
     remembered = model.remember(known)
@@ -292,6 +292,19 @@ def test_known_frames_kept_as_keys_and_values_are_as_good_as_passed_again(model,
     change = model.unpatch(model.leave(adapt(whole[:, 5:], shift, scale)))
     predicted = model.predict(remembered, noise, t, actions)
     torch.testing.assert_close(predicted, known[:, -1:] + change, rtol=1e-5, atol=1e-5)
+
+
+def test_an_action_is_told_with_the_sum_of_those_up_to_it(model):
+    heard = []
+    model.action.register_forward_pre_hook(lambda _, given: heard.append(given[0]))
+    actions = torch.zeros(1, 3, 7)
+    actions[0, :, 2] = torch.tensor([1.0, -0.5, 0.25])
+    model.embed(actions)
+    told = heard[0][0]
+    assert told.shape == (3, 14) and torch.equal(told[:, :7], actions[0])
+    far = torch.tensor([1.0, 0.5, 0.75]) / 8**0.5
+    torch.testing.assert_close(told[:, 9], far)
+    assert told[:, 7:].count_nonzero() == 3
 
 
 def test_one_network_alone_is_never_uncertain(model):

@@ -20,6 +20,7 @@ from wm_gym.evaluation.fidelity import changed, moving, psnr
 from wm_gym.runs import Run
 from wm_gym.world_model.learning import Learner, LearningConfig, learn
 from wm_gym.world_model.model import pixels
+from wm_gym.world_model.muon import by_kind
 from wm_gym.world_model.transformer import VideoTransformer
 
 JUDGED = 512  # held-out pictures that go through the autoencoder in a validation
@@ -33,7 +34,8 @@ class AutoencoderTrainingConfig(LearningConfig):
     steps: int = 20_000
     batch_size: int = 32
     """Pictures a step."""
-    learning_rate: float = 2e-4
+    learning_rate: float = 5e-3
+    """Muon's at its peak, for the weights of convolutions and linear maps; AdamW has half of it."""
     warmup: int = 500
     ema: float = 0.999
     kl_weight: float = 1e-6
@@ -85,11 +87,7 @@ class AutoencoderLearner(Learner):
     def __init__(self, model: AutoencoderKL, config: AutoencoderTrainingConfig) -> None:
         """Begin from the model's present weights."""
         model.requires_grad_(True)
-        rate, decay = config.learning_rate, config.weight_decay
-        optimizer = torch.optim.AdamW(
-            model.parameters(), rate, betas=(0.9, 0.95), weight_decay=decay
-        )
-        super().__init__(model, config, [optimizer])
+        super().__init__(model, config, by_kind(model, config.learning_rate, config.weight_decay))
 
     def _loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         clean, first = (pixels(batch[name].to(self.model.device)) for name in ("pictures", "first"))

@@ -76,6 +76,15 @@ def muon_and_adamw(
     ]
 
 
+def by_kind(module: nn.Module, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+    """`muon_and_adamw`: the weights of linear maps and convolutions, and all else that is learnt."""
+    mapped = {layer.weight for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    learnt = [p for p in module.parameters() if p.requires_grad]
+    matrices = [p for p in learnt if p in mapped]
+    rest = [p for p in learnt if p not in mapped]
+    return muon_and_adamw(matrices, rest, lr, weight_decay)
+
+
 def warm_cosine(
     optimizers: Iterable[torch.optim.Optimizer], steps: int
 ) -> list[torch.optim.lr_scheduler.OneCycleLR]:

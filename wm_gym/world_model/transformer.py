@@ -100,8 +100,9 @@ class VideoTransformer(nn.Module, Pretrained):
 
     As the paper's: an image autoencoder, spatial and causal temporal attention, actions that enter
     frame by frame by adaptive normalisation, rectified flow. Beyond it: the first frame stays in
-    sight, attention along time sees the actions too, known frames pass the network once a block,
-    and the network predicts clean latents as a change of the last frame's.
+    sight, attention along time sees the actions too, a frame is also told the sum of the actions
+    since the last known one, known frames pass the network once a block, and the network predicts
+    clean latents as a change of the last known frame's.
 
     The autoencoder is frozen while the rest learns (`flow_loss`), so it comes trained: by
     `train_autoencoder`, or with the default shape it is SDXL's,
@@ -130,7 +131,7 @@ num_envs=16, world_model=...)` does all of this."""
             nn.Linear(FREQUENCIES, c.width), nn.SiLU(), nn.Linear(c.width, c.width)
         )
         self.action = nn.Sequential(
-            nn.Linear(c.action_dim, 4 * c.width), nn.SiLU(), nn.Linear(4 * c.width, c.width)
+            nn.Linear(2 * c.action_dim, 4 * c.width), nn.SiLU(), nn.Linear(4 * c.width, c.width)
         )
         self.no_action = nn.Parameter(0.02 * torch.randn(1 + c.memory, c.width))
         self.told = nn.Linear(c.width, PARTS * c.width)
@@ -236,10 +237,18 @@ num_envs=16, world_model=...)` does all of this."""
         They follow the known frames under actions (n, k, 7).
         """
         check_block(actions, self.config.max_chunk)
-        told = self.tell(t, self.action(actions))
+        told = self.tell(t, self.embed(actions))
         x, _ = self.run(noisy, told, known.pasts)
         shift, scale = self.told_last(told)[:, :, None].chunk(2, dim=-1)
         return known.last + self.unpatch(self.leave(adapt(x, shift, scale)).float())
+
+    def embed(self, actions: Tensor) -> Tensor:
+        """Embed actions (n, k, a), each with the sum of those up to it, as (n, k, d).
+
+        Actions of robots are mostly moves, and a frame shows where they have led together.
+        """
+        far = actions.cumsum(1) / self.config.max_chunk**0.5
+        return self.action(torch.cat([actions, far], dim=-1))
 
     def tell(self, level: Tensor, actions: Tensor) -> Tensor:
         """Put noise levels (n,) and embedded actions (..., t, d) together: (n, t, d)."""
