@@ -77,11 +77,11 @@ def muon_and_adamw(
 
 
 def by_kind(module: nn.Module, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """`muon_and_adamw`: the weights of linear maps and convolutions, and all else that is learnt."""
-    mapped = {layer.weight for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
-    learnt = [p for p in module.parameters() if p.requires_grad]
-    matrices = [p for p in learnt if p in mapped]
-    rest = [p for p in learnt if p not in mapped]
+    """`muon_and_adamw` for the weights of linear maps and convolutions, and all else it learns."""
+    maps = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    matrices = [m.weight for m in maps if m.weight.requires_grad]
+    known = {id(p) for p in matrices}
+    rest = [p for p in module.parameters() if p.requires_grad and id(p) not in known]
     return muon_and_adamw(matrices, rest, lr, weight_decay)
 
 
