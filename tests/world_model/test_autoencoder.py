@@ -30,7 +30,8 @@ class Stub(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.black = nn.Parameter(torch.tensor(-1.0))
+        self.black = nn.Linear(1, 1)
+        nn.init.constant_(self.black.bias, -1.0)
         self.device = torch.device("cpu")
 
     def encode(self, pictures: Tensor) -> SimpleNamespace:
@@ -38,7 +39,7 @@ class Stub(nn.Module):
         return SimpleNamespace(latent_dist=SimpleNamespace(parameters=moments))
 
     def decode(self, latents: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(sample=self.black.expand(len(latents), 3, 8, 8))
+        return SimpleNamespace(sample=self.black.bias.expand(len(latents), 3, 8, 8))
 
 
 @pytest.mark.parametrize("change_weight", [0.0, 2.0])

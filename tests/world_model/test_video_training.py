@@ -112,7 +112,7 @@ def test_pictures_of_another_size_are_refused_before_training(make, clips, tmp_p
 # What is drawn.
 
 
-def test_windows_are_of_latents_and_their_blocks_of_all_lengths(make, clips, tmp_path, monkeypatch):
+def test_windows_are_of_latents_and_their_blocks_whole(make, clips, tmp_path, monkeypatch):
     drawn, step = [], VideoLearner.step
 
     def noted(self, batch, *args):
@@ -120,12 +120,12 @@ def test_windows_are_of_latents_and_their_blocks_of_all_lengths(make, clips, tmp
         return step(self, batch, *args)
 
     monkeypatch.setattr(VideoLearner, "step", noted)
-    model, config = make(), replace(QUICK, steps=40, validate_every=40)
-    train_video_transformer(model, clips, config, Run(tmp_path))
-    assert {batch["valid"].shape for batch in drawn} == {(4, k) for k in range(1, 9)}
+    model = make()
+    train_video_transformer(model, clips, QUICK, Run(tmp_path))
+    assert [batch["valid"].shape for batch in drawn] == [(4, 8)] * 5
     latents = torch.cat(recorded_latents(model, clips))  # float16
     for batch in drawn[:3]:
-        for name, frames in (("anchor", 1), ("memory", 4), ("future", batch["valid"].shape[1])):
+        for name, frames in (("anchor", 1), ("memory", 4), ("future", 8)):
             found = batch[name].reshape(4 * frames, 1, -1)
             assert found.dtype == torch.float16
             assert (found == latents).all(2).any(1).all()
@@ -209,7 +209,7 @@ def test_two_clips_are_learnt_and_told_apart_by_their_actions(make, clip, tmp_pa
     config = VideoTrainingConfig(
         steps=100,
         batch_size=16,
-        learning_rate=5e-3,
+        learning_rate=2e-2,
         warmup=10,
         ema=0.9,
         validate_every=50,
@@ -218,11 +218,11 @@ def test_two_clips_are_learnt_and_told_apart_by_their_actions(make, clip, tmp_pa
         least_psnr=20.0,
         patience=0,
         autoencoder=AutoencoderTrainingConfig(
-            steps=100, batch_size=8, learning_rate=5e-3, warmup=10, ema=0.9, validate_every=100
+            steps=100, batch_size=8, learning_rate=2e-2, warmup=10, ema=0.9, validate_every=100
         ),
     )
     report = train_video_transformer(make(), clips, config, Run(tmp_path))
     losses = [line["train/loss"] for line in logged(tmp_path, "world_model")]
     assert losses[-1] < 0.7 * losses[0]
-    assert report["psnr/8"] > report["psnr_first/8"] + 5
-    assert report["psnr/8"] > report["psnr_other/8"] + 5
+    assert report["psnr/8"] > report["psnr_first/8"] + 15
+    assert report["psnr/8"] > report["psnr_other/8"] + 15
