@@ -52,6 +52,7 @@ TRANSFORMER = VideoTransformerConfig(  # about as many FLOP for a frame that is 
 )
 SAMPLING_STEPS = (1, 2, 4, 16)  # that the transformer is judged with
 LIGHT = 10  # times as many steps in a trial of what takes no pictures
+SAMPLED = 4  # a trial trains on one in so many episodes: a step takes as long on fewer
 HELD_OUT = 0.02  # of what a variant sees, to validate its training; others judge it
 
 
@@ -144,8 +145,8 @@ def side_by_side(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
 
 
 def opened(config: AblationConfig) -> Run:
-    """Open the run that an interrupted command goes on from."""
-    return Run(config.out, replace(config, path=None), resume=True)
+    """Open the run that an interrupted command goes on from, with other variants or workers too."""
+    return Run(config.out, replace(config, path=None, only=(), workers=1), resume=True)
 
 
 def trained(config: AblationConfig, name: str) -> list[dict[str, Any]]:
@@ -181,21 +182,21 @@ def convolution(
     if not variant.mirrored:
         settings = replace(settings, motion=replace(settings.motion, mirrored=False))
 
-    def train(stage: Run, steps: int, motion: int) -> WorldModel:
+    def train(stage: Run, episodes: Sequence[Episode], steps: int, motion: int) -> WorldModel:
         torch.manual_seed(config.seed)
         model = WorldModel(variant.model).to(device())
         told = with_motion(replace(settings, steps=steps), motion)
-        train_world_model(model, seen, told, stage)
+        train_world_model(model, episodes, told, stage)
         return model
 
     # Clips lengthen by the share of the training that is done, so that a short one has them all.
-    few, more = config.pilot, LIGHT * config.pilot
-    moved = pace(run, f"{name}-motion", more, lambda stage, steps: train(stage, few, steps))
-    drawn = pace(run, f"{name}-drawing", few, lambda stage, steps: train(stage, steps, few))
+    few, more, some = config.pilot, LIGHT * config.pilot, seen[::SAMPLED]
+    moved = pace(run, f"{name}-motion", more, lambda stage, steps: train(stage, some, few, steps))
+    drawn = pace(run, f"{name}-drawing", few, lambda stage, steps: train(stage, some, steps, few))
     seconds = 60 * config.minutes
     motion = fitting(config.motion * seconds, moved)
     steps = fitting((1 - config.motion) * seconds, drawn)
-    return [row(train(run.stage(name), steps, motion), steps, judged)]
+    return [row(train(run.stage(name), seen, steps, motion), steps, judged)]
 
 
 def with_motion(settings: WorldModelTrainingConfig, steps: int) -> WorldModelTrainingConfig:
@@ -219,17 +220,19 @@ def transformer(
     """Train a variant of the transformer for as long as is said, and judge it."""
     painted = autoencoder(config, run)
 
-    def train(stage: Run, steps: int) -> VideoTransformer:
+    def train(stage: Run, episodes: Sequence[Episode], steps: int) -> VideoTransformer:
         torch.manual_seed(config.seed)
         scale = painted.config.scaling_factor
         model = VideoTransformer(replace(variant.model, scaling_factor=scale)).to(device())
         model.autoencoder.load_state_dict(painted.autoencoder.state_dict())
         settings = replace(config.video, steps=steps, seed=config.seed, held_out=HELD_OUT)
-        train_video_transformer(model, seen, settings, stage, fine_tune=True)
+        train_video_transformer(model, episodes, settings, stage, fine_tune=True)
         return model
 
-    steps = fitting(60 * config.minutes, pace(run, name, config.pilot, train))
-    model, rows = train(run.stage(name), steps), []
+    some = seen[::SAMPLED]
+    drawn = pace(run, name, config.pilot, lambda stage, steps: train(stage, some, steps))
+    steps = fitting(60 * config.minutes, drawn)
+    model, rows = train(run.stage(name), seen, steps), []
     calls = SAMPLING_STEPS if name == "transformer" else (model.sampling_steps,)
     for model.sampling_steps in calls:
         model.config = replace(model.config, sampling_steps=model.sampling_steps)  # what it costs
