@@ -2,7 +2,8 @@
 
 python benchmarks/ablations.py --data runs/lift/data/*.hdf5 --path docs/results/ablations.json
 
-Time is the processor's, so that other work on the machine takes less from a variant.
+Time is the processor's, so that other work on the machine takes less from a variant; variants that
+cost the same are trained for as many steps.
 """
 
 from __future__ import annotations
@@ -191,8 +192,9 @@ def convolution(
 
     # Clips lengthen by the share of the training that is done, so that a short one has them all.
     few, more, some = config.pilot, LIGHT * config.pilot, seen[::SAMPLED]
-    moved = pace(run, f"{name}-motion", more, lambda stage, steps: train(stage, some, few, steps))
-    drawn = pace(run, f"{name}-drawing", few, lambda stage, steps: train(stage, some, steps, few))
+    timed = as_costly(variant)
+    moved = pace(run, f"{timed}-motion", more, lambda stage, steps: train(stage, some, few, steps))
+    drawn = pace(run, f"{timed}-drawing", few, lambda stage, steps: train(stage, some, steps, few))
     seconds = 60 * config.minutes
     motion = fitting(config.motion * seconds, moved)
     steps = fitting((1 - config.motion) * seconds, drawn)
@@ -230,7 +232,8 @@ def transformer(
         return model
 
     some = seen[::SAMPLED]
-    drawn = pace(run, name, config.pilot, lambda stage, steps: train(stage, some, steps))
+    timed = as_costly(variant)
+    drawn = pace(run, timed, config.pilot, lambda stage, steps: train(stage, some, steps))
     steps = fitting(60 * config.minutes, drawn)
     model, rows = train(run.stage(name), seen, steps), []
     calls = SAMPLING_STEPS if name == "transformer" else (model.sampling_steps,)
@@ -258,6 +261,12 @@ def autoencoder(config: AblationConfig, run: Run) -> VideoTransformer:
 def split(config: AblationConfig) -> tuple[list[Episode], list[Episode]]:
     """Episodes to train on, and those that judge."""
     return set_aside(load(config.data), config.convolution.held_out, config.seed)
+
+
+def as_costly(variant: Variant) -> str:
+    """Name the first variant that costs as much, so that both are trained for as many steps."""
+    spent = costs(variant.model)
+    return slug(next(name for name, v in VARIANTS.items() if costs(v.model) == spent))
 
 
 def pace(run: Run, name: str, pilot: int, train: Callable[[Run, int], Any]) -> float:

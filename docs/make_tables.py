@@ -199,11 +199,11 @@ def ablations(content: Mapping[str, Any]) -> str:
             str(row["steps"]),
             f"{row['flop'] / 1e9:.2f}",
             *(f"{value:.1f}" for value in row["psnr"].values()),
-            f"{row['psnr_lost_other_actions']['16']:.1f}",
+            *(f"{row['psnr_lost_other_actions'][t]:.1f}" for t in ("8", "16")),
         )
         for row in content["rows"]
     ]
-    told = _table((*head, "dB lost at 16"), lines)
+    told = _table((*head, "dB lost at 8", "at 16"), lines)
     return f"{told}\n\n{_made(content)} {_machine(content)}"
 
 
