@@ -79,7 +79,7 @@ def transformer_weights(c: VideoTransformerConfig) -> int:
     d, p = c.width, c.latent_channels * c.patch**2
     ends = (p * d + d) + (d * p + p) + (c.tokens + 1 + c.memory) * d
     level = (256 * d + d) + (d * d + d)
-    action = (7 * 4 * d + 4 * d) + (4 * d * d + d)
+    action = (2 * 7 * 4 * d + 4 * d) + (4 * d * d + d)
     told = (12 * d * d + 12 * d) + (2 * d * d + 2 * d)
     return c.depth * layer_weights(c) + ends + level + action + told
 
@@ -91,7 +91,7 @@ def block_flop(c: VideoTransformerConfig) -> int:
     # Of a frame that passes: 24 d^2 of products a token, attention within it, and at the ends.
     each = c.depth * (2 * 24 * d**2 * s + 4 * s * s * d) + 2 * s * p * d + 2 * 12 * d * d
     along = 4 * s * d * (known * known + calls * k * (known + k)) * c.depth
-    new = 2 * s * d * p + 2 * d * 2 * d + 2 * (7 * 4 * d + 4 * d * d)
+    new = 2 * s * d * p + 2 * d * 2 * d + 2 * (2 * 7 * 4 * d + 4 * d * d)
     level = 2 * (256 * d + d * d)
     return (known + calls * k) * each + along + calls * k * new + (1 + calls) * level
 
