@@ -43,6 +43,26 @@ def test_how_objects_are_turned_is_seen_as_it_is_and_moved_with_what_is_met():
     assert motion(body, torch.ones(1, 1))[0].tolist() == [[11, 22, 33, 5, 4]]
 
 
+def test_fingertips_are_seen_from_a_cube_by_hand():
+    """An arm whose fingers open along x, the hand 0.03 right of a cube that stands straight."""
+    where = {"hand": (0, 1, 2), "fingers": (3, 4), "objects": (5, 6, 7), "turns": range(8, 17)}
+    motion = Motion(31, 1, **where, joints=tuple(range(17, 31)), width=8)
+    arm = torch.tensor([np.pi / 4, 0, 0, 0, 0, 0, 0])
+    robot = torch.tensor([0.03, 0, 0, 0.04, -0.02])
+    cube = torch.tensor([0.0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0])
+    body = torch.cat([robot, cube, arm.cos(), arm.sin()])[None]
+    expected = [0.07, 0, 0, 0.07, 0.01, 0, 0, 0.01]
+    assert motion.touching(body)[0].tolist() == pytest.approx(expected, abs=1e-6)
+    # Beside fingers, hand and height; 0.08 m count as 1. The mean is 0 here.
+    assert motion.near(body)[0, 6:14].tolist() == pytest.approx([x / 0.08 for x in expected])
+    assert motion(body, torch.ones(1, 1))[0].shape == (1, 31)
+
+
+def test_fingertips_need_to_know_how_an_object_is_turned():
+    with pytest.raises(ValueError, match="got 0 turns for 1 objects"):
+        Motion(20, 1, hand=(0, 1, 2), objects=(3, 4, 5), joints=tuple(range(6, 20)))
+
+
 def test_each_network_moves_its_own_part():
     motion = by_hand().requires_grad_(False)
     motion.reach[-1].bias.copy_(torch.tensor([1.0, 2, 3]))

@@ -60,9 +60,8 @@ not 0. `gym.make_vec("wm_gym/Lift-v0", num_envs=16, world_model=...)` does all o
                 f"of {config.body}; change their order."
             )
         self.config = c = config
-        where = {
-            name: getattr(c, name) for name in ("hand", "fingers", "speeds", "objects", "turns")
-        }
+        parts = ("hand", "fingers", "speeds", "objects", "turns", "joints")
+        where = {name: getattr(c, name) for name in parts}
         motion = Motion(c.body_size, c.action_dim, members=c.members, width=c.units, **where)
         if c.width:
             sizes = c.width, c.vector, c.body_size

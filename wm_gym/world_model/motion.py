@@ -1,11 +1,11 @@
 """How measurements move, by themselves: the robot's under its actions, an object's in its hand.
 
 Whether fingers hold or miss is decided by millimetres within a step or two. Three things let small
-networks learn that from a few hundred grasps. Contact looks at an object from the hand, and nothing
-else knows of objects, so what was learnt in one place holds in all. Sines and cosines of places
-draw sharp lines (Tancik et al. 2020, arXiv 2006.10739). And after single steps, which teach most
-and cost least, the loss is on what the networks make of many steps by themselves, where a wrong
-decision is wrong for the rest of the clip.
+networks learn that from a few hundred grasps. Contact looks at an object from hand and fingertips,
+and nothing else knows of objects, so what was learnt in one place holds in all. Sines and cosines
+of places draw sharp lines (Tancik et al. 2020, arXiv 2006.10739). And after single steps, which
+teach most and cost least, the loss is on what the networks make of many steps by themselves, where
+a wrong decision is wrong for the rest of the clip.
 
 There are several such networks, which begin from other weights and see other clips: their mean is
 nearer the truth than each, and where they are apart nothing like it was recorded (Lakshminarayanan
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import trange
 
+from wm_gym.world_model.contact import finger_axis, rounded_distance
 from wm_gym.world_model.graphs import recorded
 from wm_gym.world_model.muon import muon_and_adamw, warm_cosine
 
@@ -75,6 +76,7 @@ class Motion(nn.Module):
         speeds: tuple[int, ...] = (),
         objects: tuple[int, ...] = (),
         turns: tuple[int, ...] = (),
+        joints: tuple[int, ...] = (),
         members: int = 1,
         width: int = 192,
     ) -> None:
@@ -82,20 +84,30 @@ class Motion(nn.Module):
 
         hand: where among them the hand's x, y and z stand; objects: the same of each object, one
         after another; fingers: where the places of these stand; speeds: where their speeds do;
-        turns: where what says how objects are turned does.
+        turns: where what says how objects are turned does; joints: where the cosines of a Panda's
+        joints stand, then their sines. With these, contact is told where each fingertip is from
+        each object, whose turns must be `faces`: raises ValueError for other than nine an object.
         """
         super().__init__()
+        if joints and len(turns) != 3 * len(objects):
+            raise ValueError(
+                f"Fingertips are told from cubes, of which nine turns each say how they stand: got "
+                f"{len(turns)} turns for {len(objects) // 3} objects. Name `faces` in the body, or "
+                "no joints."
+            )
         met = (*fingers, *speeds, *objects, *turns)
         robot = tuple(i for i in range(body) if i not in met and i not in hand)
         own = tuple(i for i in range(body) if i not in objects and i not in turns)
-        near = (1 + 2 * len(SCALES)) * (len(fingers) + len(objects) + len(hand[2:]))
-        near += len(speeds) + len(turns)
+        self.tips = len(fingers) if joints else 0
+        seen = len(fingers) + len(objects) + len(hand[2:]) + self.tips * 4 * len(objects) // 3
+        near = (1 + 2 * len(SCALES)) * seen + len(speeds) + len(turns)
         self.members = members
         told = len(own) + action_dim
         self.reach = perceptrons(members, told, len(hand), width)
         self.met = perceptrons(members, near + len(hand) + action_dim, len(hand) + len(met), width)
         self.robot = perceptrons(members, told + len(hand), len(robot), width)
         order = {"hand": hand, "fingers": fingers, "objects": objects}
+        order["turns"], order["joints"] = turns, joints
         order["raw"] = (*speeds, *turns)
         order["own"] = own
         order["back"] = tuple([*hand, *met, *robot].index(i) for i in range(body))
@@ -132,15 +144,32 @@ class Motion(nn.Module):
     def near(self, body: Tensor) -> Tensor:
         """What decides contact, (..., q): places, their sines and cosines, speeds and turns.
 
-        The places are those of the fingers, of the hand from each object, and of the hand's height.
+        The places are those of the fingers, of the hand from each object, and of the hand's height;
+        then, where it is known, of the fingertips from each object (see `touching`).
         """
         metres = body * self.std + self.mean
         hand, objects = metres[..., self.at_hand], metres[..., self.at_objects]
         away = ((hand.tile(objects.shape[-1] // 3) - objects) / NEAR).clamp(-FAR, FAR)
         height = ((hand - self.mean[self.at_hand]) / NEAR).clamp(-FAR, FAR)[..., 2:]
-        seen = torch.cat([body[..., self.at_fingers], away, height], dim=-1)
+        told = [body[..., self.at_fingers], away, height]
+        if self.tips:
+            told.append((self.touching(metres) / NEAR).clamp(-FAR, FAR))
+        seen = torch.cat(told, dim=-1)
         waves = (seen[..., None, :] * self.scales[:, None]).flatten(-2)
         return torch.cat([seen, waves.sin(), waves.cos(), body[..., self.at_raw]], dim=-1)
+
+    def touching(self, metres: Tensor) -> Tensor:
+        """Where fingertips are from each object: x, y, z and `rounded_distance`, in metres.
+
+        metres: measurements (..., p) in their units. Returns (..., 4 x tips x objects).
+        """
+        objects = metres[..., self.at_objects].unflatten(-1, (1, -1, 3))
+        faces = metres[..., self.at_turns].unflatten(-1, (1, -1, 9))
+        axis = finger_axis(*metres[..., self.at_joints].chunk(2, dim=-1))
+        along = metres[..., self.at_fingers, None] * axis[..., None, :]  # (..., tips, 3)
+        away = (metres[..., None, self.at_hand] + along)[..., None, :] - objects
+        distance = rounded_distance(away, faces)
+        return torch.cat([away, distance[..., None]], dim=-1).flatten(-3)
 
 
 def exactly(kind: str) -> AbstractContextManager[object]:

@@ -50,6 +50,9 @@ class WorldModelConfig:
     """Where the places of objects stand: x, y and z of each, in metres."""
     turns: tuple[int, ...] = ()
     """Where what says how objects are turned stands."""
+    joints: tuple[int, ...] = ()
+    """Where the cosines of a Panda's joints stand, then their sines: with these and `turns`, what
+    hand and object do to each other is told of its fingertips. () for other robots."""
     mirror: float | None = None
     """Where a Panda stands, y in metres: it and its table are alike on both sides of that (see
     `wm_gym.data.symmetry`); None for other robots."""
@@ -98,6 +101,7 @@ PRESETS = {
         speeds=(26, 27),
         objects=(28, 29, 30),
         turns=tuple(range(31, 40)),
+        joints=tuple(range(3, 17)),
         units=256,
         draw=(128, 64, 32),  # with matrix instructions in bfloat16 a sixth slower than (64, 48, 24)
         mirror=MIDDLE,
