@@ -21,7 +21,7 @@ from gymnasium.utils.performance import benchmark_vector_step
 import wm_gym  # noqa: F401  registers the ids
 from trainers.cli import set_threads
 from wm_gym.evaluation.paired import provenance, write_result
-from wm_gym.imagined import ImaginedVectorEnv, exact_tiles, one_thread
+from wm_gym.imagined import ImaginedVectorEnv, one_thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def overhead(config: OverheadConfig, num_envs: int, deterministic: bool) -> dict
 
     The environment's time is all of `benchmark_vector_step`, so it includes the sampling of
     actions; no episode ends, so it includes no reset. `deterministic` calls the models on one
-    thread for a few rows at a time, and so do the bare calls that it is compared with.
+    thread for one row at a time, and so do the bare calls that it is compared with.
     """
     with (
         closing(make(config, num_envs, horizon=2**40, deterministic=deterministic)) as env,
@@ -94,8 +94,8 @@ def bare_call(env: ImaginedVectorEnv) -> Callable[[], None]:
     noise = torch.randn(n, *model.noise_shape(k), device=device)
     memory = model.begin(frames)
     past = success.embed(model.encode(frames)).expand(-1, success.config.window - 1, -1)
-    tiles = map(torch.as_tensor, exact_tiles(n) if env.deterministic else [np.arange(n)])
-    given = [(memory.take(i), actions[i], noise[i], past[i]) for i in tiles]
+    calls = torch.arange(n).split(1 if env.deterministic else n)
+    given = [(memory.take(i), actions[i], noise[i], past[i]) for i in calls]
     threads = one_thread if env.deterministic else nullcontext
 
     def call() -> None:

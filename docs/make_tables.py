@@ -289,7 +289,7 @@ def _audited(content: Mapping[str, Any]) -> tuple[list, list]:
         (f"MMRV (mean maximum rank violation), {policies}", f"{content['mmrv']:.3f}"),
         (f"AUROC of imagined success, {perturbed}", f"{content['counterfactual_auroc']:.3f}"),
         (
-            "optimism: real failures among these imagined as successes",
+            "optimism: of those that fail in robosuite, imagined as successes",
             _rate(optimism) if optimism else "–",
         ),
     ]

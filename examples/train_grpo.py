@@ -12,7 +12,7 @@ policy = TokenVLA.from_pretrained("lift/policy_base")
 
 
 def make(split: str, num_envs: int) -> gym.vector.VectorEnv:
-    """Make imagined episodes; with backend="real" the same trainer does online GRPO."""
+    """Make imagined episodes; with backend="real", and no dtype, the same is online GRPO."""
     return gym.make_vec(
         "wm_gym/Lift-v0",
         num_envs=num_envs,

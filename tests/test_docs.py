@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from trainers import compare
+from wm_gym.success.classifier import SuccessClassifier
 
 ROOT = Path(__file__).parents[1]
 PAGE = "# Page\n\n<!-- results:begin -->\nold\n<!-- results:end -->\n\nThe rest stays.\n"
@@ -64,6 +65,12 @@ def checkout(tmp_path) -> Path:
 
 def test_tables_agree_with_the_published_results(tables, capsys):
     assert tables.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_the_rule_of_success_is_that_of_the_bundle():
+    c = SuccessClassifier.from_pretrained("lift").config
+    told = f"(bundled: {c.threshold:g} in {c.hold_k} consecutive steps)"
+    assert c.hold_k == c.hold_n and told in (ROOT / "docs/environments.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -318,7 +325,7 @@ def test_an_audit_is_a_table_of_its_figures(tables, tmp_path, audited):
     assert "| never grasped 7, late 3 |" in page.replace("hallucinated successes ", "")
     assert "10 policies | 0.95 [0.80, 0.99] |" in page
     assert "held-out families | 0.900 |\n" in page
-    assert "among these imagined as successes | 35.0 % [5.5, 17.4] (n = 100) |" in page
+    assert "of those that fail in robosuite, imagined as successes | 35.0 % [5.5, 17.4] (n = 100) |" in page
     assert "\n- audit: test starts, by `wm-gym audit` at commit `0123456789ab`\n" in page
     assert "\n- agreement: validation starts, by `wm-gym agree`" in page
 
@@ -339,7 +346,7 @@ def test_an_audit_says_what_ends_the_usable_horizon(tables, audited, ends, told)
 def test_an_audit_in_short_says_on_which_starts(tables, audited):
     told = tables.audit_summary(audited)
     assert "Measured: audit from test starts, agreement from validation starts." in told
-    assert "among these imagined as successes | 35.0 % [5.5, 17.4] (n = 100) |" in told
+    assert "of those that fail in robosuite, imagined as successes | 35.0 % [5.5, 17.4] (n = 100) |" in told
 
 
 def test_without_a_file_a_section_says_that_nothing_is_measured(tables, tmp_path):

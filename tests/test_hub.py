@@ -103,6 +103,16 @@ def test_folder_goes_before_a_bundled_model(tiny, tmp_path, monkeypatch):
     assert Tiny.from_pretrained("lift").config.width == 1
 
 
+def test_the_folder_of_a_run_is_no_model(tiny, tmp_path, monkeypatch):
+    """Such as runs/lift, seen from runs: it holds a config.json, too."""
+    monkeypatch.setattr(hub, "ASSETS", tmp_path / "assets")
+    monkeypatch.chdir(tmp_path)
+    tiny.save_pretrained(tmp_path / "assets" / "lift" / "tiny")
+    (tmp_path / "lift").mkdir()
+    (tmp_path / "lift" / "config.json").write_text('{"task": "Lift"}')
+    assert Tiny.from_pretrained("lift").config == tiny.config
+
+
 def test_hub_repository_is_downloaded(tiny, tmp_path, monkeypatch):
     tiny.save_pretrained(tmp_path)
     asked = []

@@ -25,7 +25,7 @@ from trainers.fresh import play_for_probe
 from trainers.replay import DTYPE, ROWS, Episodes, first_step, judge, play
 from trainers.rollout import autocast, make_env
 from trainers.wmpo import device
-from wm_gym.checks import check_count
+from wm_gym.checks import check_count, check_pair
 from wm_gym.evaluation.audit import Pair, examples, kind, report, table, video_name, write_pairs
 from wm_gym.evaluation.page import write_page
 from wm_gym.evaluation.paired import provenance, write_result
@@ -157,8 +157,10 @@ def load_models(config: AuditConfig) -> Models:
 def resolve(config: AuditConfig) -> AuditConfig:
     """Name what was left open: of the run folder where there is one, or else what is bundled.
 
-    Raises FileNotFoundError where there is no policy to play.
+    Raises FileNotFoundError where there is no policy to play, and ValueError for a world model
+    without its classifier.
     """
+    check_pair(config.world_model, config.success)
     task, folder = get_task(config.task).name.lower(), config.run
     if folder is None:
         found = [name for name in bundled() if name.startswith(f"{task}/policy_")]

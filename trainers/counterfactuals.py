@@ -19,7 +19,7 @@ from trainers.audit import fingerprint, first_starts
 from trainers.replay import DTYPE, ROWS, first_step, play
 from trainers.rollout import make_env
 from trainers.wmpo import device
-from wm_gym.checks import check_count
+from wm_gym.checks import check_count, check_pair
 from wm_gym.data.collection import record_expert
 from wm_gym.data.episodes import load
 from wm_gym.errors import UserError
@@ -74,6 +74,7 @@ class CounterfactualsConfig:
 def counterfactuals(config: CounterfactualsConfig) -> None:
     """Perturb successful episodes and replay them in both worlds: are the failures imagined?"""
     check_count("episodes", config.episodes)
+    check_pair(config.world_model, config.success)
     pool = first_starts(config)
     bundle = get_task(config.task).name.lower()
     models = {name: getattr(config, name) or bundle for name in ("world_model", "success")}

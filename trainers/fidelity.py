@@ -36,6 +36,7 @@ from wm_gym.evaluation.figures import plot_report, write_strips
 from wm_gym.evaluation.paired import provenance, write_result
 from wm_gym.evaluation.probe import KEYS, ProbeConfig, positions, train_probe
 from wm_gym.starts import load_starts
+from wm_gym.tasks import get_task
 from wm_gym.world_model.loading import load_world_model
 from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.training import WorldModelTrainingConfig
@@ -99,7 +100,7 @@ def fidelity(config: FidelityConfig) -> None:
     """Replay held-out episodes in a world model: PSNR, SSIM, sharpness and drift by step."""
     check_count("steps", config.steps)
     if config.long:
-        check_count("long", config.long)
+        check_count("long", config.long, len(load_starts(config.task, "validation")))
     check_count("probe.steps", config.probe.steps)
     check_limit("aside", config.aside)
     model = load_world_model(config.world_model, device=device())
@@ -107,7 +108,7 @@ def fidelity(config: FidelityConfig) -> None:
         episodes = load(config.episodes)
         held = holdout_episodes([e.source for e in episodes], config.held_out, config.seed)
     else:
-        new = play_new(config)
+        new = play_new(config, model.config.image_size)
         learnt = play_for_probe(config.out, config.task, config.seed, config.workers)
         episodes, held = new + learnt, list(range(len(new)))
     check_size(episodes, model.config.image_size)
@@ -206,11 +207,20 @@ def few_step_loss(
     return round(float(next(shown) - next(shown)), 4)
 
 
-def play_new(config: FidelityConfig) -> list[Episode]:
-    """Play `fresh` episodes of the policy in robosuite, and as many of the expert that errs."""
-    policy = TokenVLA.from_pretrained(config.policy, device=device())
-    starts = len(load_starts(config.task, "validation"))
+def play_new(config: FidelityConfig, size: int) -> list[Episode]:
+    """Play `fresh` episodes of the policy in robosuite, and as many of the expert that errs.
+
+    Raises ValueError where these would not have pictures of `size` x `size`, as the world model.
+    """
+    starts, simulated = len(load_starts(config.task, "validation")), get_task(config.task)
     n = check_count("fresh", config.fresh, starts // 2)
+    if simulated.image_size != size:
+        raise ValueError(
+            f"The world model draws pictures of {size} x {size}, and {simulated.name} is played "
+            f"at {simulated.image_size} x {simulated.image_size}; name recordings of the model's "
+            "size with --episodes."
+        )
+    policy = TokenVLA.from_pretrained(config.policy, device=device())
     settings = config.steps, config.seed, config.workers
     mine = play_policy(config.task, policy, range(n), *settings)
     return mine + _expert(config, "expert", range(n, 2 * n), config.steps)

@@ -13,17 +13,20 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import tyro
 
 from trainers import wmpo
-from wm_gym.checks import check_unset
+from wm_gym.checks import check_count, check_unset
 from wm_gym.data.episodes import Episode, EpisodeFile, load
 from wm_gym.runs import Run
 from wm_gym.world_model.loading import world_model_class
 from wm_gym.world_model.sizes import SIZES
 from wm_gym.world_model.transformer import VideoTransformer, VideoTransformerConfig
 from wm_gym.world_model.video_training import VideoTrainingConfig, train_video_transformer
+
+ACTIONS = 7  # numbers of an action: a hand's place and turn, and the gripper
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ def train_world_model(config: WorldModelConfig) -> None:
         raise ValueError("--init goes on with a world model; name the new episodes to train it on.")
     seed = VideoTrainingConfig().seed
     check_unset("video.seed", config.video.seed, seed, "seed")
+    for name, part in (("video", config.video), ("video.autoencoder", config.video.autoencoder)):
+        check_count(f"{name}.validate_every", part.validate_every)
     video = asdict(config.video)
     del video["least_psnr"]  # a bar that may be lowered, and changes nothing in what is learnt
     _train(
@@ -137,22 +142,50 @@ def _load(paths: Sequence[Path]) -> tuple[list[Episode], list[Episode]]:
     told = ", ".join(map(str, unfilmed))
     if not filmed:
         raise ValueError(
-            f"No pictures in {told}. Name files with pictures too, or render these with "
-            "robomimic's dataset_states_to_obs.py."
+            f"No obs/agentview_image in {told}. Name files with these pictures too, or render "
+            "them with robomimic's dataset_states_to_obs.py --camera_names agentview."
         )
     if unfilmed:
         print(f"No pictures in {told}: only motion can learn from these.")
-    return load(filmed), load(unfilmed, pictures=False)
+    found = load(filmed), load(unfilmed, pictures=False)
+    for episodes in found:
+        check_played(episodes)
+    return found
+
+
+def check_played(episodes: Sequence[Episode]) -> None:
+    """Raise ValueError where actions are no finite numbers in [-1, 1], `ACTIONS` of them a step."""
+    for i, episode in enumerate(episodes):
+        actions, whose = episode.actions, f"Episode {i} of {episode.source!r}"
+        if actions.shape[1] != ACTIONS:
+            raise ValueError(
+                f"{whose} has {actions.shape[1]} numbers an action; expected {ACTIONS}, "
+                "robosuite's OSC_POSE deltas and the gripper."
+            )
+        most = float(np.abs(actions).max(initial=0.0))
+        if not most <= 1 + 1e-4:  # NaN neither
+            raise ValueError(
+                f"{whose} has an action of {most:g}; expected numbers in [-1, 1]. Clip what "
+                "robosuite clipped when it was played; absolute actions have to be converted."
+            )
 
 
 def files(paths: Sequence[Path]) -> list[Path]:
     """The HDF5 files among `paths` and in the folders among them, sorted within each.
 
-    Raises FileNotFoundError for a folder that holds none.
+    Raises FileNotFoundError for a folder that holds none, and ValueError for one in which a
+    recording is not finished.
     """
     found = []
     for path in paths:
+        begun = sorted(path.rglob("*.hdf5.parts")) if path.is_dir() else []
+        if begun:
+            raise ValueError(
+                f"{begun[0]} is a recording that was interrupted, or is under way. Finish it with "
+                "the command that began it, or name the finished files one by one."
+            )
         inside = sorted(path.rglob("*.hdf5")) if path.is_dir() else [path]
+        inside = [file for file in inside if not file.name.startswith("partial.")]
         if not inside:
             raise FileNotFoundError(f"{path} holds no file named *.hdf5; record episodes first.")
         found += inside

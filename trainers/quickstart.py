@@ -14,6 +14,7 @@ import torch
 from policies.token import TokenVLA
 from trainers import grpo
 from trainers.rollout import autocast, evaluate, make_env
+from trainers.wmpo import device
 from wm_gym.checks import check_count
 from wm_gym.data.moments import load_moments, with_moments
 from wm_gym.evaluation.paired import provenance, result, run_row, table, write_result
@@ -40,11 +41,11 @@ def quickstart(config: QuickstartConfig) -> None:
     """Improve the bundled policy by GRPO in the imagined world, then test both in robosuite."""
     check(config)
     run = Run(config.out, config, resume=True)
-    base = TokenVLA.from_pretrained(f"{config.task.lower()}/policy_base")
-    policy = TokenVLA.from_pretrained(f"{config.task.lower()}/policy_base")
+    bundled = f"{config.task.lower()}/policy_base"
+    base, policy = (TokenVLA.from_pretrained(bundled, device=device()) for _ in range(2))
     print("1/3  GRPO inside the imagined world (bundled world model and success classifier)")
     run.once("grpo", lambda: _improve(config, policy, run))
-    policy = TokenVLA.from_pretrained(run.folder / "policy_improved")
+    policy = TokenVLA.from_pretrained(run.folder / "policy_improved", device=device())
     print("2/3  Real robosuite, same test starts for both policies")
     played = {
         f"{world}_{name}": run.once(
@@ -117,7 +118,7 @@ def _film(config: QuickstartConfig, policy: TokenVLA, path: Path, count: int = 4
                 if world == "imagined":
                     with torch.inference_mode(), autocast(policy, config.grpo.dtype):
                         decision = policy.act(obs, env.unwrapped.instructions, greedy=True)
-                    actions.append(decision.action.numpy())
+                    actions.append(decision.action.cpu().numpy())
                 if step == len(actions):
                     break
                 obs, *_, info = env.step(actions[step])

@@ -339,6 +339,8 @@ def check(config: WMPOConfig, presets: Iterable[str] = PRESETS) -> None:
     get_task(config.task)
     check_choice("preset", config.preset, tuple(presets))
     check_choice("clone.dtype", config.clone.dtype, DTYPES)
+    for name in ("clone", "world_model"):
+        check_count(f"{name}.validate_every", getattr(config, name).validate_every)
     grpo.check(config.grpo, config.imagined_envs, config.grpo.eval_episodes)
     check_unset("clone.seed", config.clone.seed, bc.BCConfig().seed, "seed")
     check_unset(

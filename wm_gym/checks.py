@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def check_limit(name: str, value: Any) -> float:
     """Return a number above 0, or infinity for None; raises ValueError otherwise."""
     if value is None:
         return math.inf
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, Real) or not value > 0:
         raise ValueError(f"{name} must be a number above 0, or None, got {value!r}.")
     return float(value)
 
@@ -62,6 +63,16 @@ def check_unset(name: str, value: Any, default: Any, instead: str) -> None:
     if value != default:
         raise ValueError(
             f"{name} follows {instead}: set that, and leave {name} out; got {value!r}."
+        )
+
+
+def check_pair(world_model: Any, success: Any) -> None:
+    """Raise ValueError where one of two models is named that were trained together, alone."""
+    if (world_model is None) != (success is None):
+        given, other = ("world_model", "success") if success is None else ("success", "world_model")
+        raise ValueError(
+            f"A success classifier reads what the world model says that it was trained with: got "
+            f"{given} without {other}. Name both, or neither for those that are bundled."
         )
 
 

@@ -210,7 +210,7 @@ def class_of(name: str | Path, asset: str, revision: str | None = None) -> str:
 def _find(name: str, asset: str, revision: str | None) -> tuple[Path, Path]:
     """Locate config and weights; downloads them when `name` is a Hub repository."""
     folder = Path(name).expanduser()
-    if not folder.is_dir() or not (folder / CONFIG).exists():
+    if not all((folder / file).is_file() for file in (CONFIG, WEIGHTS)):  # such as a run's folder
         names = [n for n in (name, f"{name}/{asset}") if n in bundled()]
         folder = ASSETS / names[0] if names else folder
     if folder.is_dir():

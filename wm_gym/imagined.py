@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wm_gym.checks import DTYPES, check_choice, check_limit
+from wm_gym.checks import DTYPES, check_choice, check_limit, check_pair
 from wm_gym.contract import Played, WorldVectorEnv
 from wm_gym.data.measurements import measurements
 from wm_gym.noise import row_noise
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from wm_gym.world_model.model import Memory, WorldModel
 
 
-EXACT_ROWS = 4  # in every call of the models when exactness counts
-
-
 class ImaginedVectorEnv(WorldVectorEnv):
     """Episodes of a task that are played inside a world model (WMPO, arXiv 2511.09515).
 
@@ -33,8 +30,10 @@ class ImaginedVectorEnv(WorldVectorEnv):
     module, used as it is. Named ones are loaded once a process and shared. `dtype="bfloat16"` runs
     them under autocast. `compile`: by torch.compile, which takes the first steps a minute and pays
     for large models on a GPU; whoever shares the world model has it compiled, too, and may see
-    other bits. `deterministic`: four rows a call and one thread, so that a row's pictures are the
-    same bits in any batch, at the price of speed. Everything else is WorldVectorEnv's.
+    other bits. `deterministic`: a call for every row, and one thread, so that a row's pictures are
+    the same bits in any batch, at the price of speed: kernels may round a row differently by how
+    many there are, by its place among them and by the number of threads. Everything else is
+    WorldVectorEnv's.
 
     info's `uncertainty` is how far apart the world model's members are about each of the episode's
     steps, added up; the first step with more than `max_uncertainty` is an episode's last, and no
@@ -56,12 +55,17 @@ class ImaginedVectorEnv(WorldVectorEnv):
         max_uncertainty: float | None = None,
         **contract: Any,
     ) -> None:
-        """Load the models; raises FileNotFoundError where there are none by that name."""
+        """Load the models, those that are bundled if neither is named.
+
+        Raises FileNotFoundError where there are none by that name, and ValueError for one of them
+        without the other.
+        """
         super().__init__(task, num_envs, **contract)
         check_choice("dtype", dtype, DTYPES)
         self.dtype = dtype
         self.deterministic = deterministic
         self.max_uncertainty = check_limit("max_uncertainty", max_uncertainty)
+        check_pair(world_model, success)
         bundled = self.task.name.lower()
         self.world_model = _world_model(world_model or bundled, device)
         self.device = torch.device(self.world_model.device)
@@ -118,8 +122,8 @@ class ImaginedVectorEnv(WorldVectorEnv):
         if not self.deterministic:
             return self._imagine(rows, actions, steps)
         with one_thread():
-            parts = [self._imagine(rows[i], actions[i], steps[i]) for i in exact_tiles(len(rows))]
-        return _concatenate(parts, len(rows))
+            alone = [slice(i, i + 1) for i in range(len(rows))]
+            return _joined([self._imagine(rows[i], actions[i], steps[i]) for i in alone])
 
     def _remember(
         self, rows: np.ndarray, frames: Tensor, which: np.ndarray, robot: Tensor | None = None
@@ -132,10 +136,10 @@ class ImaginedVectorEnv(WorldVectorEnv):
         if not self.deterministic:
             return self._read(rows, frames, which, robot)
         with one_thread():
-            for tile in exact_tiles(len(frames)):
-                mine = np.isin(which, tile)
-                told = None if robot is None else robot[tile]
-                self._read(rows[mine], frames[tile], np.searchsorted(tile, which[mine]), told)
+            for i in range(len(frames)):
+                mine = rows[which == i]
+                told = None if robot is None else robot[i : i + 1]
+                self._read(mine, frames[i : i + 1], np.zeros_like(mine), told)
 
     def _read(
         self, rows: np.ndarray, frames: Tensor, which: np.ndarray, robot: Tensor | None
@@ -244,15 +248,6 @@ def cut(
     return played, success & (place < played[:, None])
 
 
-def exact_tiles(n: int) -> list[np.ndarray]:
-    """Deal out the places 0..n-1, EXACT_ROWS at a time; the last place fills the last tile.
-
-    Kernels may round a row differently by batch size and by the number of threads. In a batch of
-    one size, on one thread, they do not.
-    """
-    return list(np.arange(-(-n // EXACT_ROWS) * EXACT_ROWS).clip(max=n - 1).reshape(-1, EXACT_ROWS))
-
-
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Let torch work on one CPU thread."""
@@ -264,12 +259,11 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _concatenate(parts: list[Played], n: int) -> Played:
-    """Join the first n rows of parts."""
+def _joined(parts: list[Played]) -> Played:
+    """Join the rows of parts."""
     fields = list(zip(*parts, strict=True))
-    joined = [np.concatenate(field)[:n] for field in fields[1:5]]
-    frames = None if fields[5][0] is None else torch.cat(fields[5])[:n]
-    return Played(torch.cat(fields[0])[:n], *joined, frames)
+    frames = None if fields[5][0] is None else torch.cat(fields[5])
+    return Played(torch.cat(fields[0]), *map(np.concatenate, fields[1:5]), frames)
 
 
 def _world_model(given: Any, device: Any) -> WorldModel:

@@ -80,7 +80,7 @@ def load_starts(task: str, split: str, folder: Path | str | None = None) -> Star
     bundled = bundle(task)
     if split not in SPLITS:
         raise ValueError(f"Unknown split {split!r}; expected one of {', '.join(SPLITS)}.")
-    path = (bundled if folder is None else Path(folder)) / FILE_NAME
+    path = (bundled if folder is None else Path(folder).expanduser()) / FILE_NAME
     if not path.is_file():
         raise FileNotFoundError(
             f"No starts for task {task!r} at {path}; pass the folder that holds {FILE_NAME} as "

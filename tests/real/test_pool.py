@@ -112,6 +112,12 @@ def patch():
         yield patch
 
 
+@pytest.mark.parametrize("workers", [0, -1])
+def test_a_pool_has_a_worker(workers):
+    with pytest.raises(ValueError, match=f"workers must be an integer at least 1, got {workers}"):
+        SimulationPool(get_task("Lift"), workers)
+
+
 @pytest.fixture(scope="module")
 def workers(patch):
     with SimulationPool(get_task("Lift"), 2) as workers:

@@ -273,18 +273,22 @@ def test_the_first_picture_is_no_verdict():
 def test_what_is_not_named_is_bundled(monkeypatch):
     names = ["lift/policy_base", "lift/policy_improved", "lift/success", "stack/policy_base"]
     monkeypatch.setattr(module, "bundled", lambda: names)
-    found = resolve(AuditConfig(success="mine"))
+    found = resolve(AuditConfig(world_model="w", success="mine"))
     assert found.policies == ("lift/policy_base", "lift/policy_improved")
-    assert (found.world_model, found.success, found.starts) == ("lift", "mine", None)
+    assert (found.world_model, found.success, found.starts) == ("w", "mine", None)
+    assert resolve(AuditConfig()).success == "lift"
+    with pytest.raises(ValueError, match="got world_model without success. Name both"):
+        resolve(AuditConfig(world_model="w"))
 
 
 def test_or_of_the_run_folder(tmp_path):
     for name in ("policy_improved_1", "policy_improved_0", "policy_base", "policy_clone_longer"):
         (tmp_path / name).mkdir()
-    found = resolve(AuditConfig(run=tmp_path, world_model="lift"))
+    found = resolve(AuditConfig(run=tmp_path))
     names = ("policy_base", "policy_improved_0", "policy_improved_1")
     assert found.policies == tuple(str(tmp_path / name) for name in names)
-    assert (found.world_model, found.success) == ("lift", str(tmp_path / "success"))
+    assert found.world_model == str(tmp_path / "world_model")
+    assert found.success == str(tmp_path / "success")
     assert found.starts == tmp_path
     named = resolve(AuditConfig(run=tmp_path, policies=("p",), starts=Path("s")))
     assert (named.policies, named.starts) == (("p",), Path("s"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from wm_gym.data import Episode, EpisodeWriter
 from wm_gym.data.windows import holdout_episodes
 from wm_gym.evaluation.fidelity import Replays, psnr
 from wm_gym.evaluation.probe import ProbeConfig
+from wm_gym.tasks import get_task
 
 QUICK = ProbeConfig(steps=2, batch_size=4)
 LENGTHS = {"play": (9, 8, 12, 7, 10, 8), "rollouts": (8, 5, 9, 6, 11, 16)}
@@ -243,6 +245,8 @@ def test_without_files_a_policy_and_the_expert_play_new_episodes(loaded, tmp_pat
         asked.append((metres, [e.start for e in episodes], steps, seed))
         return np.stack([e.frames[1 : steps + 1] for e in episodes]) ^ 1  # off by one level
 
+    small = replace(get_task("Lift"), image_size=8)
+    monkeypatch.setattr(module, "get_task", lambda name: small)
     monkeypatch.setattr(module, "play_policy", policy)
     monkeypatch.setattr(module, "play_expert", expert)
     monkeypatch.setattr(fresh, "play_expert", expert)
@@ -296,12 +300,14 @@ def test_the_table_by_hand():
     ("options", "message"),
     [
         ({"steps": 0}, "steps must be an integer at least 1, got 0"),
-        ({"long": -1}, "long must be an integer at least 1, got -1"),
+        ({"long": -1}, "long must be an integer from 1 to 128, got -1"),
+        ({"long": 129}, "long must be an integer from 1 to 128, got 129"),
         ({"aside": -1}, "aside must be a number above 0, or None, got -1"),
         ({"probe": ProbeConfig(steps=0)}, "probe.steps must be an integer at least 1, got 0"),
         ({"steps": 40}, "2 episodes of at least 40 steps, got 0 of 6; pass more"),
         ({"held_out": 1.0}, "fraction must lie between 0 and 1; got 1.0"),
         ({"episodes": (), "fresh": 65}, "fresh must be an integer from 1 to 64, got 65"),
+        ({"episodes": ()}, "pictures of 8 x 8, and Lift is played at 64 x 64; name recordings"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(loaded, tmp_path, options, message):

@@ -102,6 +102,33 @@ def test_folders_stand_for_the_files_in_them(tmp_path):
     assert names == ["c.hdf5", "b/in/three.hdf5", "b/one.hdf5", "b/two.hdf5"]
 
 
+def test_what_was_left_half_written_is_no_file_of_a_folder(tmp_path):
+    for name in ("a.hdf5", "partial.b.hdf5"):
+        (tmp_path / name).touch()
+    assert files([tmp_path]) == [tmp_path / "a.hdf5"]
+    (tmp_path / "b.hdf5.parts").mkdir()
+    with pytest.raises(ValueError, match=r"b\.hdf5\.parts is a recording that was interrupted"):
+        files([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        (np.zeros((3, 8), np.float32), "Episode 1 of 'x' has 8 numbers an action; expected 7"),
+        (np.full((3, 7), -1.5, np.float32), "has an action of 1.5; expected numbers in"),
+        (np.full((3, 7), np.nan, np.float32), "has an action of nan"),
+    ],
+)
+def test_actions_that_no_policy_plays_are_refused(actions, message):
+    good, bad = (
+        Episode(np.zeros((4, 1, 1, 3), np.uint8), a, np.zeros(3, bool), source="x")
+        for a in (np.ones((3, 7), np.float32), actions)
+    )
+    own.check_played([good])
+    with pytest.raises(ValueError, match=message):
+        own.check_played([good, bad])
+
+
 def test_a_folder_without_episodes_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no file named \*.hdf5"):
         files([tmp_path])
@@ -133,7 +160,7 @@ def test_files_without_pictures_teach_motion_alone(tmp_path, config, monkeypatch
     assert [e.low_dim["x"][0, 0] for e in unfilmed] == [5]
     assert f"No pictures in {unseen}: only motion" in capsys.readouterr().out
 
-    with pytest.raises(ValueError, match="No pictures in .*b.hdf5. Name files with pictures too"):
+    with pytest.raises(ValueError, match="No obs/agentview_image in .*b.hdf5. Name files"):
         own.train_world_model(WorldModelConfig((unseen,), replace(config, out=tmp_path / "c")))
 
 

@@ -50,6 +50,11 @@ def test_an_unknown_preset_is_refused_before_anything_is_written(tmp_path):
         ({"grpo": grpo.GRPOConfig(eval_episodes=60)}, "grpo.eval_episodes .* multiple .* got 60"),
         ({"grpo": grpo.GRPOConfig(epochs=0)}, "grpo.epochs must be an integer at least 1, got 0"),
         ({"clone": bc.BCConfig(dtype="half")}, "clone.dtype must be one of"),
+        ({"clone": bc.BCConfig(validate_every=0)}, "clone.validate_every must be an integer at"),
+        (
+            {"world_model": WorldModelTrainingConfig(validate_every=0)},
+            "world_model.validate_every must be an integer at least 1, got 0",
+        ),
         ({"budget": 1280}, "budget must be an integer from 1 to 512, got 1280"),
         ({"budget": 0}, "budget must be an integer from 1 to 512, got 0"),
         ({"demonstrations": 512}, "demonstrations must be an integer from 1 to 511, got 512"),

@@ -29,7 +29,8 @@ def measurements(
     if missing:
         raise ValueError(
             f"{whose} holds no {', '.join(missing)}; it has {sorted(low_dim) or 'pictures alone'}. "
-            "Record it with these observations, or name others in the world model's `body`."
+            "Record it with these observations, or take a world model that does without: --preset "
+            "nano needs no object, small no measurements at all."
         )
     columns = [DERIVED[made](low_dim[key][:, _columns(part)]) for made, key, part in keyed]
     return np.concatenate([np.zeros((rows, 0), np.float32), *columns], axis=1)

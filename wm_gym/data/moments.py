@@ -81,7 +81,7 @@ def load_moments(task: str, folder: Path | str | None = None) -> Moments:
 
     Raises FileNotFoundError where there is no such file and ValueError where it is damaged.
     """
-    path = (bundle(task) if folder is None else Path(folder)) / FILE_NAME
+    path = (bundle(task) if folder is None else Path(folder).expanduser()) / FILE_NAME
     if not path.is_file():
         raise FileNotFoundError(
             f"No moments for task {task!r} at {path}; draw them from recorded episodes with "

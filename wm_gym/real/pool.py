@@ -17,6 +17,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from wm_gym.checks import check_count
 from wm_gym.errors import UserError
 from wm_gym.machine import cores
 from wm_gym.real.rendering import choose_gl
@@ -41,8 +42,11 @@ class SimulationPool:
         full_meshes: bool = False,
         timeout: float = CALL_TIMEOUT,
     ) -> None:
-        """Start the processes; raises ImportError or UserError when robosuite cannot run."""
-        self.workers = workers or cores()
+        """Start the processes; raises ImportError or UserError when robosuite cannot run.
+
+        Raises ValueError for `workers` below 1; None is one for each core.
+        """
+        self.workers = cores() if workers is None else check_count("workers", workers)
         self.timeout = timeout
         self._arguments = (task, full_meshes)
         self._lock = threading.Lock()

@@ -42,7 +42,8 @@ class WorldModel(nn.Module, Pretrained):
 `imagine` takes up to 8 actions in [-1, 1], float32 (n, k, 7), and noise, and returns one latent
 per action and how uncertain each is; `decode` draws latents as pictures, uint8. What it predicts
 is the measured state named in `config.body`, and a grid of image features if `config.width` is
-not 0. `gym.make_vec("wm_gym/Lift-v0", num_envs=16, world_model=...)` does all of this."""
+not 0. `gym.make_vec("wm_gym/Lift-v0", num_envs=16, world_model=..., success=...)`
+does all of this, with the success classifier that was trained with it."""
 
     def __init__(self, config: WorldModelConfig) -> None:
         """Build with random weights."""

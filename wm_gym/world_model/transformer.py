@@ -115,7 +115,8 @@ class VideoTransformer(nn.Module, Pretrained):
 `begin` takes pictures, uint8 (n, t, H, W, 3); `imagine` takes up to `config.max_chunk` actions
 in [-1, 1], float32 (n, k, 7), and noise, and returns one latent per action; `decode` draws
 latents as pictures, uint8. No measurements are needed. `gym.make_vec("wm_gym/Lift-v0",
-num_envs=16, world_model=...)` does all of this."""
+num_envs=16, world_model=..., success=...)` does all of this, with the success classifier that
+was trained with it."""
 
     def __init__(self, config: VideoTransformerConfig) -> None:
         """Build with random weights."""
