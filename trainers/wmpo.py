@@ -80,7 +80,7 @@ class WMPOConfig:
     moments: int = 512
     """Moments of the rollouts at which imagined episodes begin, beside the starts."""
     preset: str = "nano-object"
-    """Of the world model. `nano-object` learns from the object's pose, `nano` does without, with the
+    """Of the world model. `nano-object` learns from the object's pose, `nano` does without, by the
     settings that docs/train-your-own.md names. `small` and `paper` are for your own files with
     larger pictures, see `wm-gym presets`."""
     clone: bc.BCConfig = field(default_factory=lambda: bc.BCConfig(held_out=0.0))
