@@ -47,4 +47,4 @@ def test_models_of_another_class_are_refused_with_both_names(tmp_path):
         load_world_model(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"width": 3}))
     with pytest.raises(ValueError, match="holds a model of another library; a world model is"):
-        ImaginedVectorEnv("Lift", world_model=tmp_path)
+        ImaginedVectorEnv("Lift", world_model=tmp_path, success=tmp_path)
