@@ -26,8 +26,6 @@ from wm_gym.world_model.sizes import SIZES
 from wm_gym.world_model.transformer import VideoTransformer, VideoTransformerConfig
 from wm_gym.world_model.video_training import VideoTrainingConfig, train_video_transformer
 
-ACTIONS = 7  # numbers of an action: a hand's place and turn, and the gripper
-
 
 @dataclass(frozen=True, slots=True)
 class EpisodesConfig:
@@ -130,11 +128,15 @@ def _train(
             "another --out."
         )
     Run(begun, {"files": names, **options}, resume=True)
-    print(run.once(stage, lambda: {"files": names, **fit(run, *_load(paths))}))
+    size = config.run.facts.action_dim
+    print(run.once(stage, lambda: {"files": names, **fit(run, *_load(paths, size))}))
 
 
-def _load(paths: Sequence[Path]) -> tuple[list[Episode], list[Episode]]:
-    """Load episodes with pictures, and those without: motion alone can learn from these."""
+def _load(paths: Sequence[Path], size: int) -> tuple[list[Episode], list[Episode]]:
+    """Load episodes with pictures, and those without: motion alone can learn from these.
+
+    `size`: numbers of an action.
+    """
     filmed, unfilmed = [], []
     for path in paths:
         with EpisodeFile(path, pictures=False) as file:
@@ -149,17 +151,17 @@ def _load(paths: Sequence[Path]) -> tuple[list[Episode], list[Episode]]:
         print(f"No pictures in {told}: only motion can learn from these.")
     found = load(filmed), load(unfilmed, pictures=False)
     for episodes in found:
-        check_played(episodes)
+        check_played(episodes, size)
     return found
 
 
-def check_played(episodes: Sequence[Episode]) -> None:
-    """Raise ValueError where actions are no finite numbers in [-1, 1], `ACTIONS` of them a step."""
+def check_played(episodes: Sequence[Episode], size: int) -> None:
+    """Raise ValueError where actions are no finite numbers in [-1, 1], `size` of them a step."""
     for i, episode in enumerate(episodes):
         actions, whose = episode.actions, f"Episode {i} of {episode.source!r}"
-        if actions.shape[1] != ACTIONS:
+        if actions.shape[1] != size:
             raise ValueError(
-                f"{whose} has {actions.shape[1]} numbers an action; expected {ACTIONS}, "
+                f"{whose} has {actions.shape[1]} numbers an action; expected {size}, "
                 "robosuite's OSC_POSE deltas and the gripper."
             )
         most = float(np.abs(actions).max(initial=0.0))

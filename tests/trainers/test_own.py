@@ -124,9 +124,9 @@ def test_actions_that_no_policy_plays_are_refused(actions, message):
         Episode(np.zeros((4, 1, 1, 3), np.uint8), a, np.zeros(3, bool), source="x")
         for a in (np.ones((3, 7), np.float32), actions)
     )
-    own.check_played([good])
+    own.check_played([good], 7)
     with pytest.raises(ValueError, match=message):
-        own.check_played([good, bad])
+        own.check_played([good, bad], 7)
 
 
 def test_a_folder_without_episodes_is_refused(tmp_path):

@@ -98,16 +98,16 @@ class Motion(nn.Module):
         met = (*fingers, *speeds, *objects, *turns)
         robot = tuple(i for i in range(body) if i not in met and i not in hand)
         own = tuple(i for i in range(body) if i not in objects and i not in turns)
-        self.tips = len(fingers) if joints else 0
-        seen = len(fingers) + len(objects) + len(hand[2:]) + self.tips * 4 * len(objects) // 3
+        tips = len(fingers) if joints else 0
+        seen = len(fingers) + len(objects) + len(hand[2:]) + tips * 4 * len(objects) // 3
         near = (1 + 2 * len(SCALES)) * seen + len(speeds) + len(turns)
         self.members = members
         told = len(own) + action_dim
         self.reach = perceptrons(members, told, len(hand), width)
         self.met = perceptrons(members, near + len(hand) + action_dim, len(hand) + len(met), width)
         self.robot = perceptrons(members, told + len(hand), len(robot), width)
-        order = {"hand": hand, "fingers": fingers, "objects": objects}
-        order["turns"], order["joints"] = turns, joints
+        order = {"hand": hand, "fingers": fingers, "objects": objects, "turns": turns}
+        order["joints"] = joints
         order["raw"] = (*speeds, *turns)
         order["own"] = own
         order["back"] = tuple([*hand, *met, *robot].index(i) for i in range(body))
@@ -152,7 +152,7 @@ class Motion(nn.Module):
         away = ((hand.tile(objects.shape[-1] // 3) - objects) / NEAR).clamp(-FAR, FAR)
         height = ((hand - self.mean[self.at_hand]) / NEAR).clamp(-FAR, FAR)[..., 2:]
         told = [body[..., self.at_fingers], away, height]
-        if self.tips:
+        if len(self.at_joints):
             told.append((self.touching(metres) / NEAR).clamp(-FAR, FAR))
         seen = torch.cat(told, dim=-1)
         waves = (seen[..., None, :] * self.scales[:, None]).flatten(-2)
