@@ -29,6 +29,7 @@ STAGES = (
     "train-world-model",
     "train-success",
     "grpo",
+    "controls",
     "test",
 )
 MANY = 64  # environments
@@ -80,7 +81,7 @@ def results(content: Mapping[str, Any], run_name: str | None = None) -> str:
             _table(head, [*runs, pooled]),
             "Controls, in robosuite on the same test starts:",
             _table(("control", "success"), controls),
-            f"Episodes{whose} played in robosuite: {counts}. {_machine(content)}",
+            f"Episodes{whose} played in robosuite: {counts}. {_machine(content, 'Pooled on')}",
         ]
     )
 
@@ -89,7 +90,9 @@ def stages(content: Mapping[str, Any]) -> str:
     """How long each stage of such a file took, and how to do it again."""
     rows = [(name, _minutes(seconds)) for name, seconds in content["wall_seconds"].items()]
     rows.append(("**all**", _minutes(sum(content["wall_seconds"].values()))))
-    return f"{_table(('stage', 'wall time'), rows)}\n\n{_made(content)} {_machine(content)}"
+    note = "Of a stage that was interrupted, what its last part took."
+    told = f"{_made(content)} {_machine(content, 'Pooled on')}"
+    return f"{_table(('stage', 'wall time'), rows)}\n\n{note} {told}"
 
 
 def memory(marks: Mapping[str, Mapping[str, Any]]) -> str:
@@ -459,10 +462,10 @@ def _made(content: Mapping[str, Any]) -> str:
     return f"Made by `{content['command']}` at commit `{commit}`, seeds {seeds}."
 
 
-def _machine(content: Mapping[str, Any]) -> str:
+def _machine(content: Mapping[str, Any], label: str = "Machine:") -> str:
     machine = content["machine"]
     gpu = f", {machine['gpu']}" if machine.get("gpu") else ", no GPU"
-    return f"Machine: {machine['cores']} cores of {machine['cpu']}{gpu}; {content['date'][:10]}."
+    return f"{label} {machine['cores']} cores of {machine['cpu']}{gpu}; {content['date'][:10]}."
 
 
 if __name__ == "__main__":

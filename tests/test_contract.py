@@ -244,6 +244,16 @@ def test_actions_of_another_shape_are_refused(bad):
         env.step(bad)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"), [({}, "one action of 7"), ({"chunk": 3}, "a chunk of 3 actions of 7")]
+)
+def test_the_error_says_what_actions_this_world_takes(options, expected):
+    env = ScriptedEnv([NEVER] * 2, **options)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=f"pass {expected} values for each environment"):
+        env.step(np.zeros((2, 6)))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_actions_that_are_no_numbers_are_refused_by_row(bad):
     env = ScriptedEnv([NEVER] * 2)

@@ -72,6 +72,14 @@ def test_model_comes_back_as_it_went(tiny, tmp_path):
     ]
 
 
+def test_a_model_is_kept_where_home_is(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    tiny.save_pretrained("~/kept")
+    type(tiny).from_pretrained("~/kept")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
 def test_float16_file_loads_into_float32(tiny, tmp_path):
     tiny.save_pretrained(tmp_path, dtype=torch.float16)
     again = Tiny.from_pretrained(tmp_path)

@@ -293,6 +293,32 @@ def test_limits_of_uncertainty_that_are_none_are_refused(limit):
         imagined(max_uncertainty=limit)
 
 
+def test_a_limit_on_uncertainty_needs_a_world_model_that_can_be_uncertain():
+    alone = FakeWorldModel()
+    alone.certain = True
+    with pytest.raises(ValueError, match="needs a world model with several members"):
+        imagined(world_model=alone, max_uncertainty=1.0)
+    imagined(world_model=alone)
+
+
+def test_a_world_model_of_other_actions_is_refused():
+    wide = FakeWorldModel()
+    wide.config.action_dim = 8
+    with pytest.raises(ValueError, match="takes actions of 8 values, and those of Lift have 7"):
+        imagined(world_model=wide)
+
+
+@pytest.mark.parametrize("output", ["numpy", "torch"])
+def test_a_reset_within_inference_mode_is_played_on_outside_of_it(output):
+    env = imagined(2, output=output)
+    with torch.inference_mode():
+        start_at(env, 0, 4)
+    assert level(env.step(push(env, 1))[0]) == [113, 117]
+    with torch.inference_mode():
+        assert level(env.step(push(env, 1))[0]) == [126, 130]  # 125.5 and 129.5
+    assert level(start_at(env, 1, 2)) == [101, 102]
+
+
 def test_without_it_rows_agree_to_rounding():
     few, many = (rollout(noisy(n), list(range(n))).astype(int) for n in (2, 16))
     assert abs(few - many[:, :2]).max() <= 1

@@ -34,7 +34,7 @@ def starts(tmp_path, monkeypatch) -> str:
 def test_import_needs_neither_torch_nor_a_simulator():
     code = """
 import sys, gymnasium, wm_gym
-heavy = {"torch", "robosuite", "mujoco", "diffusers", "transformers", "h5py"} & set(sys.modules)
+heavy = {"torch", "robosuite", "mujoco", "diffusers", "h5py"} & set(sys.modules)
 assert not heavy, heavy
 assert "wm_gym/Lift-v0" in gymnasium.registry
 """

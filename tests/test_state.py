@@ -106,6 +106,7 @@ def test_a_state_says_what_it_holds(make):
         "chunk": 1,
         "ignore_terminations": False,
         "max_uncertainty": math.inf,
+        **env.made_of,
     }
 
 
@@ -314,12 +315,21 @@ def test_a_state_of_the_other_world_is_refused():
 
 
 def test_a_state_of_a_simulator_with_another_state_is_refused():
-    pool = fake_pool()
-    wide = StartPool(pool.frames, np.repeat(pool.states, 2, 1), "Lift", "train")
     env = ladder(2)
-    env.reset(seed=0)
+    state = at_reset(env)
+    wide = state._replace(hidden=np.repeat(state.hidden, 2, 1))
     with pytest.raises(ValueError, match=r"\(2, 2\).*\(2, 1\).*same models"):
-        env.set_state(at_reset(ladder(2, starts=wide)))
+        env.set_state(wide)
+
+
+def test_a_state_from_other_starts_is_refused(make):
+    pool = fake_pool()
+    moved = StartPool(pool.frames, pool.states + 1, "Lift", "train")
+    env = make(2)
+    before = at_reset(env)
+    with pytest.raises(ValueError, match=r"saved with \{'starts': '\w{16}'\}"):
+        env.set_state(at_reset(make(2, starts=moved)))
+    assert_same(env.get_state(), before)
 
 
 def test_same_step_has_no_place_for_an_episode_that_is_over(make):

@@ -7,7 +7,6 @@ wm-gym audit --policies runs/mine/policy_base ...      # other policies
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from contextlib import closing
@@ -17,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from policies.token import TokenVLA
@@ -40,7 +38,7 @@ from wm_gym.evaluation.probe import (
 from wm_gym.evaluation.taxonomy import Track, failure, red
 from wm_gym.evaluation.video import side_by_side, write_video
 from wm_gym.files import replacing
-from wm_gym.hub import bundled
+from wm_gym.hub import bundled, fingerprint
 from wm_gym.runs import Run
 from wm_gym.starts import StartPool, load_starts
 from wm_gym.success.classifier import SuccessClassifier
@@ -190,14 +188,6 @@ def labels(policies: Sequence[str]) -> list[str]:
         if len(set(found)) == len(found):
             return found
     raise ValueError(f"Expected every policy once, got {', '.join(policies)}; drop the repeats.")
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Tell models apart by config and weights, so that no result is taken for another model's."""
-    found = hashlib.sha256(repr(model.config).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        found.update(name.encode() + tensor.cpu().numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 def replay_pairs(

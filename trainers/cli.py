@@ -37,7 +37,7 @@ from trainers.fidelity import FidelityConfig, fidelity
 from trainers.overoptimize import OveroptimizeConfig, overoptimize
 from trainers.quickstart import QuickstartConfig, quickstart
 from trainers.report import ReportConfig, report
-from trainers.wmpo import WMPOConfig
+from trainers.settings import WMPOConfig
 from wm_gym.errors import UserError
 from wm_gym.machine import cores
 
@@ -110,7 +110,7 @@ def main() -> None:
             raise
         sys.exit(f"wm-gym: {error}")
     except KeyboardInterrupt:
-        sys.exit("\nwm-gym: interrupted; the same command goes on from the last checkpoint.")
+        sys.exit("\nwm-gym: interrupted; the same command goes on from what it has kept.")
 
 
 def set_threads() -> None:

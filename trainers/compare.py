@@ -16,16 +16,8 @@ from policies.base import Act
 from policies.token import TokenVLA
 from trainers import bc
 from trainers.rollout import evaluate
-from trainers.wmpo import (
-    STAGES,
-    STARTS,
-    WMPOConfig,
-    device,
-    episodes,
-    imagined_env,
-    keep,
-    real_env,
-)
+from trainers.settings import STARTS, WMPOConfig
+from trainers.wmpo import STAGES, device, episodes, imagined_env, keep, real_env
 from wm_gym.evaluation.paired import provenance, result, run_row, table, write_result
 from wm_gym.evaluation.statistics import rate
 from wm_gym.runs import Run
@@ -36,7 +28,9 @@ CONTROLS = ("clone_longer", "clone_successes", "blank_picture")
 def controls(config: WMPOConfig, run: Run) -> dict[str, Any]:
     """Clone on from the base policy for as long as GRPO took, without and with its successes."""
     spent = _read(run.folder / "done" / f"{improved(config)[0]}.json")["practice_seconds"]
-    speed = run.stage("clone").metrics()[-1]["time/steps_per_second"]
+    speed = run.stage("clone", replace(config.clone, seed=config.seed)).metrics()[-1][
+        "time/steps_per_second"
+    ]
     steps = int(spent * speed)
     sources = {
         "clone_longer": ["demonstrations"],
@@ -48,7 +42,7 @@ def controls(config: WMPOConfig, run: Run) -> dict[str, Any]:
             episodes(run, *recorded), config.facts.instruction, policy.chunk, after_success=4
         )
         settings = replace(config.clone, steps=steps, seed=config.seed + 1)
-        bc.train(settings, policy, chunks, run.stage(name))
+        bc.train(settings, policy, chunks, run.stage(name, settings))
         keep(policy, run.folder / f"policy_{name}")
     return {"steps": steps, "grpo_seconds": spent}
 
@@ -150,7 +144,7 @@ def publish(runs: Sequence[Path], path: Path) -> str:
             seconds[name] = max(seconds.get(name, 0.0), _seconds(done[name]))
     content = result(
         rows,
-        controls={name: np.concatenate(flags) for name, flags in control.items()},
+        controls=control,
         real_episodes=counted,
         wall_seconds=seconds,
         origin=provenance(seeds),

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from trainers.audit import fingerprint, first_starts
+from trainers.audit import first_starts
 from trainers.replay import DTYPE, ROWS, first_step, play
 from trainers.rollout import make_env
 from trainers.wmpo import device
@@ -34,6 +34,7 @@ from wm_gym.evaluation.counterfactuals import (
     table,
 )
 from wm_gym.evaluation.paired import provenance, write_result
+from wm_gym.hub import fingerprint
 from wm_gym.real.expert import DEMONSTRATION
 from wm_gym.real.pool import SimulationPool
 from wm_gym.runs import Run

@@ -114,6 +114,11 @@ def check(config: GRPOConfig, num_envs: int, validation_envs: int | None = None)
             raise ValueError(
                 f"{name} must be a multiple of grpo.group_size ({config.group_size}), got {n}."
             )
+    if config.max_episodes is not None and config.max_episodes < num_envs:
+        raise ValueError(
+            f"grpo.max_episodes must allow one wave of {num_envs} episodes, those of all "
+            f"environments, got {config.max_episodes}; raise it, or make fewer environments."
+        )
 
 
 def train(

@@ -21,15 +21,18 @@ from policies.base import Policy
 from policies.token import TokenVLA
 from trainers import grpo
 from trainers.agree import AgreeConfig, cells, compared, play_both
-from trainers.audit import Models, fingerprint, first_starts
+from trainers.audit import Models, first_starts
 from trainers.replay import DTYPE, ROWS, begin
 from trainers.rollout import autocast, instructions_of, make_env
-from trainers.wmpo import WMPOConfig, device, practise
-from wm_gym.checks import check_count, check_limit, check_unset
+from trainers.settings import WMPOConfig
+from trainers.wmpo import device, practise
+from wm_gym.checks import check_count, check_limit, check_share, check_unset
 from wm_gym.evaluation.audit import mistakes
 from wm_gym.evaluation.figures import plot_optimisation
 from wm_gym.evaluation.paired import aligned, provenance, write_result
 from wm_gym.evaluation.statistics import Rate
+from wm_gym.hub import fingerprint
+from wm_gym.real.simulation import check_robosuite
 from wm_gym.runs import Run
 from wm_gym.starts import StartPool
 from wm_gym.success.classifier import SuccessClassifier
@@ -132,13 +135,17 @@ def overoptimize(config: OveroptimizeConfig) -> None:
 
 
 def check(config: OveroptimizeConfig) -> None:
-    """Raise ValueError where an option is wrong, or another one decides it."""
+    """Raise ValueError where an option is wrong, or another one decides it.
+
+    ImportError where the real world would find no robosuite.
+    """
+    check_robosuite()
     for name in ("iterations", "every", "episodes"):
         check_count(name, getattr(config, name))
     if config.hold is not None:
         check_count("hold", config.hold)
-    if config.threshold is not None and not 0 < config.threshold < 1:
-        raise ValueError(f"threshold must lie between 0 and 1, got {config.threshold!r}.")
+    if config.threshold is not None:
+        check_share("threshold", config.threshold)
     check_limit("max_uncertainty", config.max_uncertainty)
     decided = {"iterations": "iterations", "eval_every": "every", "seed": "seed"}
     for name, instead in decided.items():

@@ -9,7 +9,7 @@ wm-gym train-success data/ more.hdf5 --out runs/mine                # for the wo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,11 +18,14 @@ import torch
 import tyro
 
 from trainers import wmpo
+from trainers.settings import WMPOConfig, check, open_run
 from wm_gym.checks import check_count, check_unset
 from wm_gym.data.episodes import Episode, EpisodeFile, load
 from wm_gym.runs import Run
 from wm_gym.world_model.loading import world_model_class
+from wm_gym.world_model.presets import PRESETS
 from wm_gym.world_model.sizes import SIZES
+from wm_gym.world_model.training import WorldModelTrainingConfig
 from wm_gym.world_model.transformer import VideoTransformer, VideoTransformerConfig
 from wm_gym.world_model.video_training import VideoTrainingConfig, train_video_transformer
 
@@ -34,7 +37,7 @@ class EpisodesConfig:
     episodes: tyro.conf.Positional[tuple[Path, ...]] = ()
     """robomimic HDF5 files, or folders of them; none means those of the run folder. Files without
     pictures teach a world model how what is measured moves, and nothing else."""
-    run: Annotated[wmpo.WMPOConfig, tyro.conf.arg(name="")] = field(default_factory=wmpo.WMPOConfig)
+    run: Annotated[WMPOConfig, tyro.conf.arg(name="")] = field(default_factory=WMPOConfig)
     """Where to, and the settings of the training."""
 
 
@@ -52,8 +55,13 @@ def train_world_model(config: WorldModelConfig) -> None:
     """Train a world model on any recorded episodes, or as a stage of a run of WMPO."""
     if not config.episodes and config.init is not None:
         raise ValueError("--init goes on with a world model; name the new episodes to train it on.")
-    seed = VideoTrainingConfig().seed
-    check_unset("video.seed", config.video.seed, seed, "seed")
+    usual = VideoTrainingConfig()
+    check_unset("video.seed", config.video.seed, usual.seed, "seed")
+    check(config.run, SIZES if config.episodes else PRESETS)
+    if _is_video(config):
+        _check_other("world_model", config.run.world_model, WorldModelTrainingConfig(), "video")
+    else:
+        _check_other("video", config.video, usual, "world_model")
     for name, part in (("video", config.video), ("video.autoencoder", config.video.autoencoder)):
         check_count(f"{name}.validate_every", part.validate_every)
     video = asdict(config.video)
@@ -71,13 +79,29 @@ def fit_world_model(
     config: WorldModelConfig, run: Run, everything: list[Episode], unfilmed: list[Episode]
 ) -> dict[str, Any]:
     """Train a world model of the class that the preset has, or the weights to go on with."""
-    if config.init is not None:
-        video = world_model_class(config.init) is VideoTransformer
-    else:
-        video = isinstance(SIZES[config.run.preset], VideoTransformerConfig)
-    if video:
+    if _is_video(config):
+        if unfilmed:
+            raise ValueError(
+                f"A video transformer learns from pictures alone; {len(unfilmed)} of the episodes "
+                "have none. Leave their files out."
+            )
         return fit_video_transformer(config, run, everything)
     return wmpo.fit_world_model(config.run, run, everything, unfilmed, config.init)
+
+
+def _is_video(config: WorldModelConfig) -> bool:
+    if config.init is not None:
+        return world_model_class(config.init) is VideoTransformer
+    return isinstance(SIZES[config.run.preset], VideoTransformerConfig)
+
+
+def _check_other(name: str, given: Any, usual: Any, instead: str) -> None:
+    """Raise ValueError where an option is set of the other kind of world model."""
+    if set_ := [f.name for f in fields(given) if getattr(given, f.name) != getattr(usual, f.name)]:
+        raise ValueError(
+            f"{name}.{set_[0]} is of no use to this kind of world model: set the options of "
+            f"{instead}, or choose another preset."
+        )
 
 
 def fit_video_transformer(
@@ -117,16 +141,17 @@ def _train(
     if not config.episodes:
         print(wmpo.do(stage, config.run, wmpo.STAGES))
         return
-    wmpo.check(config.run, SIZES)
+    check(config.run, SIZES)
     paths = files(config.episodes)
     names = [str(path) for path in paths]
-    run = Run(config.run.out, config.run, resume=True)
+    run = open_run(config.run)
     begun = run.folder / "training" / stage
-    if run.is_done(stage) and not begun.exists():
-        raise ValueError(
-            f"{run.folder} holds a finished {stage!r} that was not begun with these files; choose "
-            "another --out."
-        )
+    for other in wmpo.STAGES:
+        if run.is_done(other) and not (run.folder / "training" / other / "config.json").exists():
+            raise ValueError(
+                f"{run.folder} holds a finished {other!r} of episodes that it recorded itself; "
+                "choose another --out for these files."
+            )
     Run(begun, {"files": names, **options}, resume=True)
     size = config.run.facts.action_dim
     print(run.once(stage, lambda: {"files": names, **fit(run, *_load(paths, size))}))
@@ -173,7 +198,7 @@ def check_played(episodes: Sequence[Episode], size: int) -> None:
 
 
 def files(paths: Sequence[Path]) -> list[Path]:
-    """The HDF5 files among `paths` and in the folders among them, sorted within each.
+    """The HDF5 files among `paths` and in the folders among them, sorted within each, each once.
 
     Raises FileNotFoundError for a folder that holds none, and ValueError for one in which a
     recording is not finished.
@@ -191,4 +216,4 @@ def files(paths: Sequence[Path]) -> list[Path]:
         if not inside:
             raise FileNotFoundError(f"{path} holds no file named *.hdf5; record episodes first.")
         found += inside
-    return found
+    return list({path.resolve(): path for path in found}.values())  # each once, however it is named

@@ -19,6 +19,7 @@ from wm_gym.checks import check_count
 from wm_gym.data.moments import load_moments, with_moments
 from wm_gym.evaluation.paired import provenance, result, run_row, table, write_result
 from wm_gym.evaluation.video import hold, side_by_side, tile, write_video
+from wm_gym.real.simulation import check_robosuite
 from wm_gym.runs import Run
 from wm_gym.starts import load_starts
 from wm_gym.tasks import get_task
@@ -85,7 +86,11 @@ def quickstart(config: QuickstartConfig) -> None:
 
 
 def check(config: QuickstartConfig) -> None:
-    """Raise ValueError for an unknown task, and for options that do not fit."""
+    """Raise ValueError for an unknown task, and for options that do not fit.
+
+    ImportError where the real test would find no robosuite.
+    """
+    check_robosuite()
     check_count("episodes", config.episodes, len(load_starts(get_task(config.task).name, "test")))
     grpo.check(config.grpo, config.imagined_envs, config.grpo.eval_episodes)
 

@@ -8,9 +8,10 @@ a stage whose result is there is skipped, one that was killed goes on from its l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from policies.token import TokenVLA, TokenVLAConfig
 from trainers import bc, grpo
 from trainers.rollout import autocast, draw_seeds, evaluate, make_env
-from wm_gym.checks import DTYPES, check_choice, check_count, check_unset
+from trainers.settings import STARTS, WMPOConfig, check, check_recordings, open_run
 from wm_gym.data.collection import TAIL, draw_starts, record_expert, record_policy
 from wm_gym.data.episodes import Episode, load
 from wm_gym.data.moments import draw_moments, with_moments
@@ -30,68 +31,17 @@ from wm_gym.real.pool import SimulationPool
 from wm_gym.runs import Run
 from wm_gym.starts import load_starts, save_starts
 from wm_gym.success.classifier import SuccessConfig
-from wm_gym.success.training import (
-    SuccessTrainingConfig,
-    reconstruction_agreement,
-    train_classifier,
-)
-from wm_gym.tasks import Task, get_task
+from wm_gym.success.training import reconstruction_agreement, train_classifier
 from wm_gym.world_model.learning import set_aside
 from wm_gym.world_model.loading import load_world_model
 from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.presets import PRESETS
-from wm_gym.world_model.training import WorldModelTrainingConfig, train_world_model
+from wm_gym.world_model.training import train_world_model
 
 ON_POLICY = 12.0  # how much more often a clip of the rollouts is trained on than one of play
 OFF_POLICY = 0.4  # how often one of unfilmed play, by which motion alone learns
 UNFILMED_SEED = 1000  # added to the run's: unfilmed play is no play that was filmed
 ALIKE = 0.99  # least share of pictures that a classifier must judge alike, real and drawn
-STARTS = {"train": 512, "validation": 128, "test": 256}
-
-
-@dataclass(frozen=True, slots=True)
-class WMPOConfig:
-    """One replicate of the whole method.
-
-    The bundled run was made with these defaults, but for what docs/results.md says.
-    """
-
-    task: str = "Lift"
-    budget: int = 128
-    """Real episodes of the base policy, each from a start of its own: at most 512 (the paper's P is
-    128 or 1280)."""
-    demonstrations: int = 7
-    """Real episodes of the scripted expert that the base policy clones."""
-    play: int = 580
-    """Real episodes of an expert that errs on purpose, for world model and classifier; where these
-    are more than there are starts, starts serve again."""
-    unfilmed: int = 0
-    """Real episodes of the same without pictures, recorded in a third of the time: how the world
-    moves is learnt from these, too."""
-    seed: int = 0
-    """Of the replicate: which starts are demonstrated, every initial weight, every draw."""
-    grpo_seeds: tuple[int, ...] = (0, 1)
-    """One improved policy for each of these, from the same base policy and world model."""
-    out: Path = Path("runs/lift")
-    workers: int | None = None
-    """Simulator processes; one a core by default."""
-    imagined_envs: int = 128
-    """Imagined episodes side by side."""
-    moments: int = 512
-    """Moments of the rollouts at which imagined episodes begin, beside the starts."""
-    preset: str = "nano-object"
-    """Of the world model. `nano-object` learns from the object's pose, `nano` does without, by the
-    settings that docs/train-your-own.md names. `small` and `paper` are for your own files with
-    larger pictures, see `wm-gym presets`."""
-    clone: bc.BCConfig = field(default_factory=lambda: bc.BCConfig(held_out=0.0))
-    world_model: WorldModelTrainingConfig = field(default_factory=WorldModelTrainingConfig)
-    success: SuccessTrainingConfig = field(default_factory=SuccessTrainingConfig)
-    grpo: grpo.GRPOConfig = field(default_factory=grpo.GRPOConfig)
-
-    @property
-    def facts(self) -> Task:
-        """The task itself."""
-        return get_task(self.task)
 
 
 def starts(config: WMPOConfig, run: Run) -> dict[str, Any]:
@@ -147,9 +97,10 @@ def clone(config: WMPOConfig, run: Run) -> dict[str, Any]:
             played = evaluate(policy, env, range(n), dtype=config.grpo.dtype, progress=False)
             return float(played.success.mean())
 
-        policy = TokenVLA(TokenVLAConfig()).to(device())
-        stage = run.stage("clone")
+        shape = {"image_size": config.facts.image_size, "action_dim": config.facts.action_dim}
+        policy = TokenVLA(TokenVLAConfig(**shape)).to(device())
         settings = replace(config.clone, seed=config.seed)
+        stage = run.stage("clone", settings)
         policy = bc.train(settings, policy, chunks, stage, success)
     keep(policy, run.folder / "policy_base")
     scores = [row["eval/score"] for row in stage.metrics()]
@@ -216,7 +167,7 @@ def fit_world_model(
     else:
         model = WorldModel.from_pretrained(init, device=device())
     settings = replace(config.world_model, seed=config.seed)
-    stage = run.stage("world_model")
+    stage = run.stage("world_model", {"preset": config.preset, **asdict(settings)})
     told = {"unfilmed": unfilmed, "fine_tune": init is not None}
     report = train_world_model(model, everything, settings, stage, **told)
     model.save_pretrained(run.folder / "world_model", dtype=torch.float16)
@@ -263,16 +214,19 @@ def improve(config: WMPOConfig, run: Run) -> dict[str, Any]:
     """Improve the base policy by GRPO in the imagined world, once for each seed."""
     report = {}
     for seed in config.grpo_seeds:
+        settings = replace(config.grpo, seed=1000 * config.seed + seed)
+        world = {"imagined_envs": config.imagined_envs, "moments": config.moments}
+        # Opened first, also where the policy is there already: seeds differ in nothing else.
+        stage = run.stage(f"grpo_{seed}", {**asdict(settings), **world})
         name = f"policy_improved_{seed}"
-        report[name] = run.once(
-            name, lambda seed=seed, name=name: _improve(config, run, seed, name)
-        )
+        report[name] = run.once(name, partial(_improve, config, run, settings, stage, name))
     return report
 
 
-def _improve(config: WMPOConfig, run: Run, seed: int, name: str) -> dict[str, Any]:
-    settings = replace(config.grpo, seed=1000 * config.seed + seed)
-    policy, report = practise(config, run, settings, run.stage(f"grpo_{seed}", settings))
+def _improve(
+    config: WMPOConfig, run: Run, settings: grpo.GRPOConfig, stage: Run, name: str
+) -> dict[str, Any]:
+    policy, report = practise(config, run, settings, stage)
     keep(policy, run.folder / name)
     return report
 
@@ -324,7 +278,8 @@ def do(stage: str, config: WMPOConfig, stages: Mapping[str, Stage]) -> dict[str,
     FileNotFoundError where a stage before it is missing.
     """
     check(config)
-    run = Run(config.out, config, resume=True)
+    check_recordings(config)
+    run = open_run(config)
     names = list(stages)
     for earlier in names[: names.index(stage)]:
         if not run.is_done(earlier):
@@ -333,35 +288,6 @@ def do(stage: str, config: WMPOConfig, stages: Mapping[str, Stage]) -> dict[str,
                 f"`wm-gym {earlier}` with the same options first, or `wm-gym wmpo` for all."
             )
     return run.once(stage, lambda: stages[stage](config, run))
-
-
-def check(config: WMPOConfig, presets: Iterable[str] = PRESETS) -> None:
-    """Raise ValueError for an unknown task or preset, and for options that do not fit."""
-    get_task(config.task)
-    check_choice("preset", config.preset, tuple(presets))
-    check_choice("clone.dtype", config.clone.dtype, DTYPES)
-    for name in ("clone", "world_model"):
-        check_count(f"{name}.validate_every", getattr(config, name).validate_every)
-    grpo.check(config.grpo, config.imagined_envs, config.grpo.eval_episodes)
-    check_unset("clone.seed", config.clone.seed, bc.BCConfig().seed, "seed")
-    check_unset(
-        "world_model.seed", config.world_model.seed, WorldModelTrainingConfig().seed, "seed"
-    )
-    check_unset("success.seed", config.success.seed, SuccessTrainingConfig().seed, "seed")
-    check_unset("grpo.seed", config.grpo.seed, grpo.GRPOConfig().seed, "seed and grpo_seeds")
-    seeds = config.grpo_seeds
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"grpo_seeds must be one or more different seeds, got {seeds}.")
-    _check_starts(config)
-
-
-def _check_starts(config: WMPOConfig) -> None:
-    """Raise ValueError where real episodes are asked for that there are no starts for."""
-    for name in ("play", "unfilmed"):
-        if getattr(config, name) < 0:
-            raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}.")
-    check_count("budget", config.budget, STARTS["train"])
-    check_count("demonstrations", config.demonstrations, STARTS["train"] - min(config.play, 1))
 
 
 def simulations(config: WMPOConfig) -> SimulationPool:

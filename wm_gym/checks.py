@@ -49,6 +49,13 @@ def check_count(name: str, value: Any, most: int | None = None) -> int:
     return count
 
 
+def check_share(name: str, value: Any) -> float:
+    """Return a number between 0 and 1, neither of them; raises ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < 1:
+        raise ValueError(f"{name} must lie between 0 and 1, got {value!r}.")
+    return float(value)
+
+
 def check_limit(name: str, value: Any) -> float:
     """Return a number above 0, or infinity for None; raises ValueError otherwise."""
     if value is None:
@@ -119,8 +126,12 @@ def check_actions(
     """
     actions = to_numpy(actions)
     if actions.shape != shape:
-        mend = "one action of 7 values an environment; `chunk=K` asks for K of them at once"
-        raise ValueError(f"Actions must have shape {shape}, got {actions.shape}: pass {mend}.")
+        n, *chunk, size = shape
+        what = f"a chunk of {chunk[0]} actions" if chunk else "one action"
+        raise ValueError(
+            f"Actions must have shape {shape}, got {actions.shape}: pass {what} of {size} values "
+            "for each environment."
+        )
     try:
         actions = actions.astype(np.float32)
     except (TypeError, ValueError) as error:

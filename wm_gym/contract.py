@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +69,8 @@ class WorldVectorEnv(VectorEnv):
     outside the box), `played` (int64, control steps), and with `return_frames` `frames`
     (n, K, H, W, 3) uint8, `frames_mask` (n, K) bool, True where a frame was really played, and
     `frames_success` (n, K) bool, the success predicate at each of these, False where not played.
+    Under SameStep a row that ended tells of its next episode already, of which nothing is played;
+    what the step played is in `final_info`.
 
     `reset(seed=s)` seeds row i with s + i, a list seeds row by row, None continues a row's stream.
     options: `reset_mask` bool (n,); `start` int (n,); or `frames` uint8 (n, T, H, W, 3), in
@@ -224,6 +227,11 @@ class WorldVectorEnv(VectorEnv):
 
     # Saving and branching.
 
+    @cached_property
+    def made_of(self) -> dict[str, str]:
+        """Fingerprints of what states refer to: those of other starts mean something else here."""
+        return {"starts": self.pool.fingerprint()}
+
     def get_state(self, rows: Any = None) -> WorldState:
         """Save rows, int (m,), by default all, in the order given; a row may be named twice.
 
@@ -241,6 +249,7 @@ class WorldVectorEnv(VectorEnv):
             "chunk": self.chunk,
             "ignore_terminations": self.ignore_terminations,
             "max_uncertainty": self.max_uncertainty,
+            **self.made_of,
         }
         clock = {name: values[rows] for name, values in self._clock().items()}
         image = self._image[self._give(rows)]
@@ -382,7 +391,8 @@ class WorldVectorEnv(VectorEnv):
 
     def _show(self, rows: np.ndarray, image: Any) -> None:
         if self._image is None:
-            self._image = self._blank(self.observation_space["image"].shape)
+            with torch.inference_mode(False):  # it outlives the call, wherever that is made
+                self._image = self._blank(self.observation_space["image"].shape)
         self._image[self._give(rows)] = self._take(image)
 
     # Arrays of the kind that `output` names: taken in without a copy, given out always fresh.

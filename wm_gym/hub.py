@@ -6,6 +6,7 @@ uses the defaults when config.json is missing; here each of these is an error th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import tempfile
@@ -76,6 +77,17 @@ For research in simulation. It has never been used on hardware, and is only reli
 that it was trained on."""
 
 
+def fingerprint(model: Any) -> str:
+    """Tell models apart by config and weights, so that no result is taken for another model's.
+
+    One that is no torch module is told by its config alone.
+    """
+    found = hashlib.sha256(repr(model.config).encode())
+    for name, tensor in sorted(getattr(model, "state_dict", dict)().items()):
+        found.update(name.encode() + tensor.cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
 class Pretrained:
     """Mixin for an `nn.Module` built as `Model(config)` from a frozen dataclass, kept as `.config`.
 
@@ -105,7 +117,7 @@ class Pretrained:
         (name -> value) come with the call.
         """
         assert isinstance(self, nn.Module)
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         weights = {}
         for name, tensor in self.state_dict().items():
             stored = tensor.detach().to("cpu", copy=True).contiguous()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from wm_gym.checks import DTYPES, check_choice, check_limit, check_pair
 from wm_gym.contract import Played, WorldVectorEnv
 from wm_gym.data.measurements import measurements
+from wm_gym.hub import fingerprint
 from wm_gym.noise import row_noise
 from wm_gym.state import map_arrays
 
@@ -88,6 +90,12 @@ class ImaginedVectorEnv(WorldVectorEnv):
         self.world_model = self.success = None
         self._memory = self._features = self._hits = None
         self._pool_frames = self._pool_robot = None
+
+    @cached_property
+    def made_of(self) -> dict[str, str]:
+        """Fingerprints of what states refer to: other models would read other pictures in them."""
+        models = {"world_model": self.world_model, "success": self.success}
+        return super().made_of | {name: fingerprint(model) for name, model in models.items()}
 
     @torch.inference_mode()
     def _begin(self, rows: np.ndarray, starts: np.ndarray) -> Tensor:
@@ -213,14 +221,26 @@ class ImaginedVectorEnv(WorldVectorEnv):
         return torch.from_numpy(rows).to(self.device)
 
     def _check_models(self) -> None:
-        size, most = self.world_model.config.image_size, self.world_model.config.max_chunk
+        config = self.world_model.config
+        size, most = config.image_size, config.max_chunk
         if self.pool.frames.shape[1:3] != (size, size):
             height, width = self.pool.frames.shape[1:3]
             raise ValueError(
                 f"The world model draws {size} x {size} pictures and the starts are {height} x "
                 f"{width}; use starts recorded at the model's size."
             )
-        came, wanted = self.world_model.config.latent_size, self.success.config.latent_size
+        taken, given = getattr(config, "action_dim", None), self.task.action_dim
+        if taken not in (None, given):
+            raise ValueError(
+                f"The world model takes actions of {taken} values, and those of {self.task.name} "
+                f"have {given}; use one that was trained on the task."
+            )
+        if math.isfinite(self.max_uncertainty) and getattr(self.world_model, "certain", False):
+            raise ValueError(
+                "max_uncertainty needs a world model with several members, which can disagree; "
+                "this one is never uncertain. Leave it out, or train one with more members."
+            )
+        came, wanted = config.latent_size, self.success.config.latent_size
         if came != wanted:
             raise ValueError(
                 f"The world model's latents hold {came} numbers and the success classifier reads "

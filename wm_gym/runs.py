@@ -24,13 +24,23 @@ PLACE = ("out", "workers")  # where and by how many processes: a run may be move
 class Run:
     """Where a run writes, and what it finds there when it is resumed.
 
+    `free`: which options, by their dotted names ("grpo.iterations"), nothing in the folder has
+    followed yet. A resumed run may differ in these, and they are noted anew.
+
     Raises FileExistsError where the folder holds a run and `resume` is off, and ValueError where it
-    holds a run with another config, but for its `PLACE`.
+    holds a run with another config, but for its `PLACE` and what is `free`. An option that was not
+    there yet when the run began counts as the default.
     """
 
-    def __init__(self, folder: str | Path, config: Any = None, resume: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        config: Any = None,
+        resume: bool = False,
+        free: Callable[[str], bool] = lambda option: False,
+    ) -> None:
         self.folder = Path(folder)
-        self.config = _plain(config)
+        self.config = _plain(config) or {}
         path = self.folder / "config.json"
         if path.exists():
             if not resume:
@@ -38,7 +48,8 @@ class Run:
                     f"{self.folder} holds a run already; continue it with --resume, or choose "
                     "another folder."
                 )
-            _check_same(json.loads(path.read_text()), self.config, path)
+            if _differs(json.loads(path.read_text()), self.config, _usual(config), free, path):
+                write_json(path, self.config)
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(path, self.config)
@@ -138,22 +149,50 @@ def write_json(path: Path, value: Any) -> None:
         aside.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def _plain(config: Any) -> dict[str, Any]:
-    if config is None:
-        return {}
-    value = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
-    return json.loads(json.dumps(value, default=str))  # as JSON will give it back: lists, strings
+def _plain(value: Any) -> Any:
+    """As JSON gives it back: dataclasses are objects, tuples lists, paths strings."""
+
+    def known(part: Any) -> Any:
+        return dataclasses.asdict(part) if dataclasses.is_dataclass(part) else str(part)
+
+    return json.loads(json.dumps(value, default=known))
 
 
-def _check_same(found: dict[str, Any], given: dict[str, Any], path: Path) -> None:
-    keys = sorted((found.keys() | given.keys()) - set(PLACE))
-    differ = [
-        f"{k}: {found.get(k)!r} there, {given.get(k)!r} now"
-        for k in keys
-        if found.get(k) != given.get(k)
-    ]
-    if differ:
+def _usual(config: Any) -> dict[str, Any]:
+    """What a dataclass's options are where nobody sets them; those without a default are not."""
+    usual = {}
+    for option in dataclasses.fields(config) if dataclasses.is_dataclass(config) else ():
+        if option.default is not dataclasses.MISSING:
+            usual[option.name] = option.default
+        elif option.default_factory is not dataclasses.MISSING:
+            usual[option.name] = option.default_factory()
+    return _plain(usual)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options by their dotted names."""
+    flat = {}
+    for name, value in config.items():
+        inner = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+    return flat
+
+
+def _differs(
+    found: dict[str, Any],
+    given: dict[str, Any],
+    usual: dict[str, Any],
+    free: Callable[[str], bool],
+    path: Path,
+) -> bool:
+    """Whether a run goes on with other options; raises ValueError where it may not."""
+    there, now = (_flat(usual) | _flat(config) for config in (found, given))
+    names = sorted((there.keys() | now.keys()) - set(PLACE))
+    differ = [name for name in names if there.get(name) != now.get(name)]
+    if bound := [name for name in differ if not free(name)]:
+        told = "; ".join(f"{k}: {there.get(k)!r} there, {now.get(k)!r} now" for k in bound)
         raise ValueError(
-            f"{path} belongs to a run with another config ({'; '.join(differ)}); resume it with "
-            "the same config, or choose another folder."
+            f"{path} belongs to a run with another config ({told}); resume it with the same "
+            f"config, choose another folder, or remove {path.parent} to begin anew."
         )
+    return bool(differ)

@@ -36,7 +36,8 @@ class SingleEnv(gym.Env):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Begin a new episode; `seed` is the row seed of the vector environment."""
         super().reset(seed=seed)
-        options = {key: to_numpy(value)[None] for key, value in (options or {}).items()}
+        given = {key: value for key, value in (options or {}).items() if value is not None}
+        options = {key: to_numpy(value)[None] for key, value in given.items()}
         obs, info = self.world.reset(seed=seed, options=options)
         return _first(obs), _first(info)
 

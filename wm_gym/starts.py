@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +65,10 @@ class StartPool:
     def __len__(self) -> int:
         """Count the starts."""
         return len(self.frames)
+
+    def fingerprint(self) -> str:
+        """Tell pools apart by what their starts are, for what refers to these by their numbers."""
+        return hashlib.sha256(self.states.tobytes() + self.frames.tobytes()).hexdigest()[:16]
 
 
 def bundle(task: str) -> Path:
@@ -140,7 +145,7 @@ def save_starts(pools: Sequence[StartPool], folder: Path | str) -> Path:
     arrays |= {f"{pool.split}_states": pool.states for pool in pools}
     for pool in pools:
         arrays |= {f"{pool.split}_{LOW_DIM}{key}": rows for key, rows in pool.low_dim.items()}
-    path = Path(folder) / FILE_NAME
+    path = Path(folder).expanduser() / FILE_NAME
     with replacing(path) as aside, aside.open("wb") as file:
         np.savez_compressed(file, **arrays)
     return path

@@ -28,6 +28,7 @@ from tests.bridges.worlds import NEVER, Large
 from wm_gym import imagined
 from wm_gym.bridges.sb3 import SB3VecEnv
 from wm_gym.starts import save_starts
+from wm_gym.state import WorldState
 from wm_gym.success.classifier import SuccessClassifier
 from wm_gym.world_model import loading
 
@@ -214,6 +215,15 @@ def test_methods_are_called_once_and_their_results_split():
     assert shown(env.env_method("render", indices=1)[0]) == [1, 0, 0]
     with pytest.raises(ValueError, match=r"Call reset\(\) itself"):
         env.env_method("reset")
+
+
+def test_a_pair_that_a_method_returns_is_not_dealt_out_to_two_rows():
+    env = SB3VecEnv(fakes.imagined(2, autoreset_mode="SameStep"))
+    env.reset()
+    (state, same) = env.env_method("get_state")
+    assert state is same and isinstance(state, WorldState)
+    for obs, info in env.env_method("set_state", state):
+        assert obs["image"].shape[0] == len(info["start"]) == 2
 
 
 def test_render_tiles_one_picture_a_row():

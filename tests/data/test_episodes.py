@@ -120,6 +120,14 @@ def test_filter_key_picks_demos(recorded):
         EpisodeFile(recorded, filter_key="train")
 
 
+def test_a_file_without_observations_has_none(tmp_path):
+    path = foreign(tmp_path / "a.hdf5")
+    with h5py.File(path, "a") as file:
+        del file["data/demo_0/obs"]
+    (episode,) = load(path, pictures=False)
+    assert episode.low_dim == {}
+
+
 def test_foreign_file_without_next_obs_has_one_transition_less(tmp_path):
     (episode,) = load(foreign(tmp_path / "a.hdf5"))
     assert len(episode) == 2 and episode.frames[:, 0, 0, 0].tolist() == [0, 1, 2]

@@ -51,6 +51,14 @@ def test_episodes_take_turns(make_episode):
     assert sorted(np.bincount(firsts // 10)) == [2, 2, 2, 3, 3]
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_only_some_episodes_measured_is_left_out(make_episode, order):
+    x, y = (np.zeros((4, 1), np.float32) for _ in range(2))
+    both = make_episode(t=3, low_dim={"robot0_x": x, "robot0_y": y})
+    one = make_episode(t=3, low_dim={"robot0_x": x})
+    assert list(draw_moments([both, one][::order], 4, seed=0).low_dim) == ["robot0_x"]
+
+
 def test_no_moment_comes_after_success(make_episode):
     episode = make_episode(t=9, success=(3, 4))  # done after the action at 3, in picture 4
     assert set(levels(draw_moments([episode], 60, seed=0).frames)[:, -1]) == {1, 2, 3}

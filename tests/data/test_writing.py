@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+import h5py
+import numpy as np
 import pytest
 
 from wm_gym.data import EpisodeWriter, load
@@ -95,6 +97,31 @@ def test_finished_recording_can_be_continued(tmp_path, make_episode):
             while len(writer) < count:
                 writer.append(make_episode(start=len(writer)))
     assert [e.start for e in load(path)] == [0, 1, 2]
+
+
+def test_filter_keys_that_others_added_survive_a_continuation(tmp_path, make_episode):
+    path = tmp_path / "a.hdf5"
+    with EpisodeWriter(path, {}) as writer:
+        writer.append(make_episode(success=(0,)))
+    with h5py.File(path, "a") as file:
+        file["mask/valid"] = np.array([b"demo_0"])
+    with EpisodeWriter(path, {}) as writer:
+        writer.append(make_episode(success=(0,)))
+    with h5py.File(path) as file:
+        masks = {key: names[:].tolist() for key, names in file["mask"].items()}
+    assert masks.pop("valid") == [b"demo_0"]
+    assert masks.pop("success") == [b"demo_0", b"demo_1"] and len(masks) == 1
+
+
+def test_a_file_that_lacks_an_episode_is_not_continued(tmp_path, make_episode):
+    path = tmp_path / "a.hdf5"
+    with EpisodeWriter(path, {}) as writer:
+        for _ in range(3):
+            writer.append(make_episode())
+    with h5py.File(path, "a") as file:
+        del file["data/demo_1"]
+    with pytest.raises(ValueError, match="without gaps .* found 2 episodes from demo_0 to demo_2"):
+        EpisodeWriter(path, {})
 
 
 def test_finished_recording_is_left_alone_when_nothing_is_added(tmp_path, make_episode):

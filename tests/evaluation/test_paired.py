@@ -35,7 +35,7 @@ def origin(monkeypatch) -> dict:
 def content(origin) -> dict:
     return paired.result(
         [row(0), row(1, improved=[False] * 4)],
-        controls={"cloning": [True] * 3 + [False]},
+        controls={"cloning": [[True] * 3 + [False]]},
         real_episodes={"demonstrations": 100, "play": 200, "rollouts": 128, "validation": 64},
         wall_seconds={"collect": 12.345},
         origin=origin,

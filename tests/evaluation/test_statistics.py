@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wm_gym.evaluation.statistics import paired_difference, pooled_difference, rate, wilson
+from wm_gym.evaluation.statistics import (
+    paired_difference,
+    pooled_difference,
+    pooled_rate,
+    rate,
+    wilson,
+)
 
 
 def test_wilson_of_a_half():
@@ -88,3 +94,21 @@ def test_different_lengths_are_refused():
         paired_difference([True] * 3, [True] * 4)
     with pytest.raises(ValueError, match="one shape"):
         paired_difference([], [])
+
+
+def test_a_rate_of_one_replicate_is_wilsons():
+    assert pooled_rate([[True] * 3 + [False]]) == wilson(3, 4)
+
+
+def test_a_rate_over_replicates_reaches_as_far_as_each_of_them():
+    # All or nothing by replicate: draws give 0, 50 or 100 % with chances 1/4, 1/2, 1/4.
+    assert pooled_rate([[True] * 40, [False] * 40]) == (80, 40, 0.5, 0.0, 1.0)
+
+
+def test_a_rate_over_replicates_that_never_succeed_is_no_narrower_than_wilsons():
+    assert pooled_rate(np.zeros((2, 40), bool)) == wilson(0, 80)
+
+
+def test_successes_of_replicates_have_two_axes():
+    with pytest.raises(ValueError, match=r"\(replicates, starts\), got \(3,\)"):
+        pooled_rate([True] * 3)

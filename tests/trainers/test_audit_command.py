@@ -14,13 +14,14 @@ import torch
 from tests.fakes import FakeWorldModel
 from tests.trainers.two_worlds import Judge, Pusher, Slippery
 from trainers import audit as module
-from trainers.audit import AuditConfig, audit, fingerprint, labels, resolve
+from trainers.audit import AuditConfig, audit, labels, resolve
 from trainers.cli import main
 from trainers.replay import judge
 from wm_gym.evaluation.audit import Pair, read_pairs
 from wm_gym.evaluation.page import write_page
 from wm_gym.evaluation.probe import PositionProbe
 from wm_gym.evaluation.video import GREEN, RED, write_video
+from wm_gym.hub import fingerprint
 from wm_gym.imagined import ImaginedVectorEnv
 
 
@@ -246,7 +247,7 @@ def test_results_are_not_taken_for_those_of_other_weights(world):
     audit(settings())
     with torch.no_grad():
         world.model.conv.bias += 1
-    with pytest.raises(ValueError, match="another config .*weights: .* choose another folder"):
+    with pytest.raises(ValueError, match="another config .*weights\..* choose another folder"):
         audit(settings())
 
 

@@ -11,7 +11,7 @@ import torch
 
 from policies.token import TokenVLA, TokenVLAConfig
 from trainers.bundle import BundleConfig, fidelity_rows, ship
-from trainers.wmpo import WMPOConfig
+from trainers.settings import WMPOConfig
 from wm_gym.data import Episode, EpisodeWriter
 from wm_gym.data.moments import load_moments
 from wm_gym.runs import Run

@@ -305,7 +305,7 @@ def test_the_table_by_hand():
         ({"aside": -1}, "aside must be a number above 0, or None, got -1"),
         ({"probe": ProbeConfig(steps=0)}, "probe.steps must be an integer at least 1, got 0"),
         ({"steps": 40}, "2 episodes of at least 40 steps, got 0 of 6; pass more"),
-        ({"held_out": 1.0}, "fraction must lie between 0 and 1; got 1.0"),
+        ({"held_out": 1.0}, "fraction must lie between 0 and 1, got 1.0"),
         ({"episodes": (), "fresh": 65}, "fresh must be an integer from 1 to 64, got 65"),
         ({"episodes": ()}, "pictures of 8 x 8, and Lift is played at 64 x 64; name recordings"),
     ],

@@ -11,7 +11,7 @@ import torch
 
 from trainers import own, wmpo
 from trainers.own import EpisodesConfig, WorldModelConfig, files
-from trainers.wmpo import WMPOConfig
+from trainers.settings import WMPOConfig
 from wm_gym.data import Episode, EpisodeWriter
 from wm_gym.runs import Run
 from wm_gym.success.classifier import SuccessClassifier
@@ -90,6 +90,7 @@ def fits(monkeypatch) -> list[tuple]:
 
     monkeypatch.setattr(wmpo, "fit_world_model", fit)
     monkeypatch.setattr(wmpo, "fit_success", fit)
+    monkeypatch.setattr(own, "fit_video_transformer", fit)
     return made
 
 
@@ -100,6 +101,10 @@ def test_folders_stand_for_the_files_in_them(tmp_path):
     found = files([tmp_path / "c.hdf5", tmp_path / "b"])
     names = [str(path.relative_to(tmp_path)) for path in found]
     assert names == ["c.hdf5", "b/in/three.hdf5", "b/one.hdf5", "b/two.hdf5"]
+    assert files([tmp_path / "b", tmp_path / "b/one.hdf5", tmp_path / "b/../c.hdf5"]) == [
+        *found[1:],
+        tmp_path / "b/../c.hdf5",
+    ]  # none twice: one of the two would be held out of training, and its copy be trained on
 
 
 def test_what_was_left_half_written_is_no_file_of_a_folder(tmp_path):
@@ -178,7 +183,7 @@ def test_other_episodes_need_another_folder(tmp_path, config, fits):
     [
         ({"episodes": ("b.hdf5",)}, r"files: .*a\.hdf5'\] there, .*b\.hdf5'\] now"),
         ({"init": "lift"}, "init: None there, 'lift' now"),
-        ({"video": VideoTrainingConfig(steps=3)}, "video: .*'steps': 3"),
+        ({"video": VideoTrainingConfig(steps=3)}, r"video\.steps: \d+ there, 3 now"),
     ],
 )
 def test_an_interrupted_training_goes_on_with_what_it_began_with(
@@ -186,7 +191,8 @@ def test_an_interrupted_training_goes_on_with_what_it_began_with(
 ):
     for name in ("a.hdf5", "b.hdf5"):
         record(tmp_path / name, (1,))
-    begun = {"episodes": ("a.hdf5",), "run": config}
+    run = WMPOConfig(preset="tiny-video", out=config.out)
+    begun = {"episodes": ("a.hdf5",), "run": run}
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(own, "fit_world_model", interrupted)
@@ -211,7 +217,7 @@ def interrupted(*_) -> None:
 def test_what_a_run_made_of_its_own_episodes_is_not_made_again(tmp_path, config, fits):
     Run(config.out, config).once("train-world-model", dict)
     path = record(tmp_path / "a.hdf5", (1,))
-    with pytest.raises(ValueError, match="not begun with these files; choose another --out"):
+    with pytest.raises(ValueError, match="that it recorded itself; choose another --out"):
         own.train_world_model(WorldModelConfig(episodes=(path,), run=config))
     assert not fits
 
@@ -269,7 +275,7 @@ def test_a_new_model_takes_its_scale_from_the_episodes_and_a_tuned_one_keeps_it(
 def test_the_preset_says_which_class_is_trained_and_a_classifier_learns_from_it(tmp_path, config):
     path = record(tmp_path / "a.hdf5", (10, 60, 110, 160, 210))
     judge = SuccessTrainingConfig(steps=1, batch_size=2, folds=2)
-    run = replace(config, preset="tiny-video", success=judge)
+    run = WMPOConfig(preset="tiny-video", out=config.out, success=judge)
     own.train_world_model(WorldModelConfig(episodes=(path,), run=run, video=QUICK_VIDEO))
     model = load_world_model(run.out / "world_model")
     assert type(model) is VideoTransformer
@@ -286,7 +292,8 @@ def test_a_model_is_tuned_by_the_class_that_it_was_saved_as_whatever_the_preset(
     new.save_pretrained(tmp_path / "new")
     path = record(tmp_path / "a.hdf5", (10, 60, 110, 160, 210))
     settings = {"init": str(tmp_path / "new"), "video": QUICK_VIDEO}
-    own.train_world_model(WorldModelConfig(episodes=(path,), run=config, **settings))
+    run = replace(config, world_model=WorldModelTrainingConfig())
+    own.train_world_model(WorldModelConfig(episodes=(path,), run=run, **settings))
     tuned = load_world_model(config.out / "world_model")
     assert tuned.config == new.config
     changed = {

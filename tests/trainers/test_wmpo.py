@@ -1,5 +1,6 @@
 import json
 from contextlib import nullcontext
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from policies.token import TokenVLA, TokenVLAConfig
 from tests.fakes import ScriptedEnv, fake_pool
 from trainers import bc, compare, grpo, wmpo
 from trainers.rollout import device_of
-from trainers.wmpo import WMPOConfig
+from trainers.settings import FOLLOWED_BY, WMPOConfig, check
 from wm_gym.data import EpisodeWriter
 from wm_gym.runs import Run
 from wm_gym.success.training import SuccessTrainingConfig
+from wm_gym.tasks import TASKS
 from wm_gym.world_model.training import WorldModelTrainingConfig
 
 
@@ -60,6 +62,18 @@ def test_an_unknown_preset_is_refused_before_anything_is_written(tmp_path):
         ({"demonstrations": 512}, "demonstrations must be an integer from 1 to 511, got 512"),
         ({"play": -1}, "play must be at least 0, got -1"),
         ({"unfilmed": -1}, "unfilmed must be at least 0, got -1"),
+        ({"moments": -1}, "moments must be at least 0, got -1"),
+        ({"clone": bc.BCConfig(steps=0)}, "clone.steps must be an integer at least 1, got 0"),
+        ({"world_model": WorldModelTrainingConfig(held_out=0)}, "held_out must lie between 0 and"),
+        (
+            {"world_model": WorldModelTrainingConfig(weights={"rollout": 3.0})},
+            "weights must be one of 'demonstrations', 'play', 'rollouts', got 'rollout'",
+        ),
+        ({"success": SuccessTrainingConfig(folds=1)}, "success.folds must be at least 2, got 1"),
+        (
+            {"grpo": grpo.GRPOConfig(max_episodes=100)},
+            "grpo.max_episodes must allow one wave of 128 episodes",
+        ),
         ({"grpo_seeds": (1, 1)}, "grpo_seeds must be one or more different seeds"),
         ({"clone": bc.BCConfig(seed=1)}, "clone.seed follows seed: .*; got 1"),
         ({"world_model": WorldModelTrainingConfig(seed=2)}, "world_model.seed follows seed"),
@@ -73,8 +87,15 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_written(tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_a_task_of_another_size_than_the_preset_draws_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS, "Large", replace(TASKS["Lift"], name="Large", image_size=128))
+    with pytest.raises(ValueError, match="recorded at 128 x 128 .* 'nano-object' draws 64 x 64"):
+        wmpo.do("starts", WMPOConfig(task="Large", out=tmp_path / "run"), wmpo.STAGES)
+    assert not (tmp_path / "run").exists()
+
+
 def test_every_start_may_be_asked_for_once():
-    wmpo.check(WMPOConfig(budget=512, play=0, demonstrations=512))
+    check(WMPOConfig(budget=512, play=0, demonstrations=512))
 
 
 def test_more_play_than_starts_begins_where_it_began_before(tmp_path, monkeypatch):
@@ -96,10 +117,46 @@ def test_more_play_than_starts_begins_where_it_began_before(tmp_path, monkeypatc
     assert told["seed"] == 3 != blind["seed"]  # else both would be the same play
 
 
-def test_another_config_is_refused_in_the_same_folder(tmp_path):
-    wmpo.do("one", WMPOConfig(out=tmp_path), {"one": lambda c, r: {}})
-    with pytest.raises(ValueError, match="budget: 128 there, 64 now"):
-        wmpo.do("one", WMPOConfig(out=tmp_path, budget=64), {"one": lambda c, r: {}})
+def test_options_may_change_until_a_stage_that_follows_them_is_done(tmp_path):
+    def do(stage, **options):
+        wmpo.do(stage, WMPOConfig(out=tmp_path, **options), dict.fromkeys(wmpo.STAGES, nothing))
+
+    for stage in ("starts", "demonstrations"):
+        do(stage)
+    do("clone", budget=64)
+    with pytest.raises(ValueError, match=r"\(play: 580 there, 9 now; seed: 0 there, 1 now\)"):
+        do("rollouts", budget=64, play=9, seed=1)
+    do("rollouts", budget=64)
+    with pytest.raises(ValueError, match="budget: 64 there, 128 now"):
+        do("train-world-model", budget=128)
+    warm, long = grpo.GRPOConfig(temperature=1.6), grpo.GRPOConfig(iterations=80)
+    with pytest.raises(ValueError, match=r"grpo\.temperature: 1\.0 there, 1\.6 now"):
+        do("train-world-model", budget=64, grpo=warm)  # rollouts were sampled at 1
+    do("train-world-model", budget=64, grpo=long)
+    noted = json.loads((tmp_path / "config.json").read_text())
+    assert noted["budget"] == 64 and noted["grpo"]["iterations"] == 80
+
+
+def nothing(config, run) -> dict:
+    return {}
+
+
+def test_every_option_has_stages_that_follow_it():
+    options = {field.name for field in fields(WMPOConfig)} - {"out", "workers", "task", "seed"}
+    groups = {name.partition(".")[0] for name in FOLLOWED_BY}
+    assert groups == options
+    assert {stage for stages in FOLLOWED_BY.values() for stage in stages} < set(wmpo.STAGES)
+
+
+def test_seeds_of_grpo_differ_in_nothing_else(tmp_path, monkeypatch):
+    config = WMPOConfig(out=tmp_path)
+    run = Run(tmp_path, config)
+    monkeypatch.setattr(wmpo, "practise", lambda *given: (None, {}))
+    monkeypatch.setattr(wmpo, "keep", lambda *given: None)
+    wmpo.improve(replace(config, grpo_seeds=(0,)), run)
+    with pytest.raises(ValueError, match="imagined_envs: 128 there, 64 now.*or remove .*grpo_0"):
+        wmpo.improve(replace(config, imagined_envs=64), run)
+    assert not run.is_done("policy_improved_1")
 
 
 class Sampler(torch.nn.Linear):
@@ -161,7 +218,8 @@ def test_policies_are_cloned_where_grpo_trains(tmp_path, monkeypatch, trained):
     monkeypatch.setattr(wmpo, "real_env", lambda *_: ScriptedEnv([1]))
     wmpo.clone(config, run)
     run.once("policy_improved_0", lambda: {"practice_seconds": 3.0})
-    run.stage("clone").log(2, {"time/steps_per_second": 5.0})
+    cloned = replace(config.clone, seed=config.seed)
+    run.stage("clone", cloned).log(2, {"time/steps_per_second": 5.0})
     TokenVLA(TokenVLAConfig()).save_pretrained(tmp_path / "policy_base")
     assert compare.controls(config, run) == {"steps": 15, "grpo_seconds": 3.0}
     assert trained == ["meta"] * 3

@@ -409,6 +409,7 @@ def test_a_saved_model_imagines_the_same(model, tmp_path):
     [
         ({"image_size": 24, "patch": 2}, "image_size must be a multiple of 16, .* got 24"),
         ({"width": 18, "heads": 2}, "multiple of 2 x heads = 4, got 18"),
+        ({"memory": 0}, "memory must be an integer at least 1, got 0"),
     ],
 )
 def test_sizes_that_do_not_fit_together_are_refused(change, message):

@@ -164,6 +164,8 @@ class SB3VecEnv(VecEnv):
     def _is_by_row(self, value: Any) -> bool:
         if not isinstance(value, (list, tuple, np.ndarray, torch.Tensor)):
             return False
+        if isinstance(value, tuple) and not all(isinstance(part, np.ndarray) for part in value):
+            return False  # what `set_state` returns, or the fields of a state; pictures are by row
         return getattr(value, "ndim", 1) > 0 and len(value) == self.num_envs
 
     def _of_rows(self, value: Any, indices: VecEnvIndices) -> list[Any]:

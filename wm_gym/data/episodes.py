@@ -202,7 +202,7 @@ class EpisodeFile:
         demo, t = self._demo(i), self.lengths[i]
         found = {}
         with self._reading(i):
-            for key, column in demo["obs"].items():
+            for key, column in demo["obs"].items() if "obs" in demo else ():
                 if column.ndim == 2 and column.dtype.kind == "f":
                     found[key] = self._rows(demo, key, column, t, np.float32)
         return {key: rows for key, rows in found.items() if rows is not None}

@@ -27,11 +27,15 @@ class Moments(NamedTuple):
 
 
 def draw_moments(episodes: Sequence[Episode], count: int, seed: int) -> Moments:
-    """Draw `count` moments before success. Episodes take turns, so that each gives as many."""
+    """Draw `count` moments before success. Episodes take turns, so that each gives as many.
+
+    What only some of these episodes measured is left out.
+    """
     rng = np.random.default_rng([seed, 4])
     turns = np.resize(rng.permutation(len(episodes)), count)  # (count,) episode of each moment
     drawn = [(episodes[i], _moment(episodes[i], rng)) for i in turns]
-    own = [key for key in episodes[0].low_dim if key.startswith(ROBOT)]
+    known = set.intersection(*(set(e.low_dim) for e, _ in drawn))  # of all of them
+    own = [key for key in drawn[0][0].low_dim if key in known and key.startswith(ROBOT)]
     return Moments(
         np.stack([e.frames[_shown(t)] for e, t in drawn]),
         {key: np.stack([e.low_dim[key][t] for e, t in drawn]) for key in own},
@@ -69,7 +73,7 @@ def with_moments(pool: StartPool, moments: Moments) -> StartPool:
 
 def save_moments(moments: Moments, folder: Path | str) -> Path:
     """Write moments to `folder`/moments.npz, and return the path."""
-    path = Path(folder) / FILE_NAME
+    path = Path(folder).expanduser() / FILE_NAME
     measured = {LOW_DIM + key: rows for key, rows in moments.low_dim.items()}
     with replacing(path) as aside, aside.open("wb") as file:
         np.savez_compressed(file, frames=moments.frames, **measured)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wm_gym.checks import check_share
 from wm_gym.data.episodes import Episode
 from wm_gym.data.measurements import measured
 
@@ -117,8 +118,7 @@ def holdout_episodes(sources: Sequence[str], fraction: float, seed: int) -> list
 
     Which ones of a source does not depend on what other sources there are.
     """
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction must lie between 0 and 1; got {fraction}.")
+    check_share("fraction", fraction)
     held: list[int] = []
     for source in sorted(set(sources)):
         rng = np.random.default_rng([seed, *source.encode()])

@@ -39,6 +39,7 @@ class EpisodeWriter:
             with EpisodeFile(self.path, pictures=False) as finished:
                 self._check_env_args(finished.env_args, self.path)
                 self._merged = len(finished)
+                self._check_numbers(finished.names)
         # A kill between the final rename and the removal of the parts leaves parts already merged.
         for part in self._part_files():
             if number(part.stem) < self._merged:
@@ -108,6 +109,14 @@ class EpisodeWriter:
     def _part_files(self) -> list[Path]:
         return sorted(self.parts.glob("demo_*.hdf5"), key=lambda part: number(part.stem))
 
+    def _check_numbers(self, names: list[str]) -> None:
+        if names != [f"demo_{i}" for i in range(len(names))]:
+            raise ValueError(
+                f"{self.path} should hold demo_0, demo_1, ... without gaps to be continued; found "
+                f"{len(names)} episodes from {names[0]} to {names[-1]}. Write to another file; "
+                "several are loaded together as easily."
+            )
+
     def _check_env_args(self, found: dict[str, Any], path: Path) -> None:
         if found != self.env_args:
             raise ValueError(
@@ -142,6 +151,7 @@ def _write(demo: h5py.Group, episode: Episode) -> None:
 
 
 def _write_masks(file: h5py.File) -> None:
+    """Write the filter keys of sources and of success anew; others in the file stay as they are."""
     masks: dict[str, list[bytes]] = {}
     for name in sorted(file["data"], key=number):
         attributes = file["data"][name].attrs
@@ -150,6 +160,7 @@ def _write_masks(file: h5py.File) -> None:
         )
         if attributes.get("wm_success", False):
             masks.setdefault("success", []).append(name.encode())
-    file.pop("mask", None)
+    kept = file.require_group("mask")
     for key, names in masks.items():
-        file[f"mask/{key}"] = np.array(names)
+        kept.pop(key, None)
+        kept[key] = np.array(names)

@@ -21,6 +21,7 @@ from wm_gym.evaluation.statistics import (
     Rate,
     paired_difference,
     pooled_difference,
+    pooled_rate,
     rate,
 )
 from wm_gym.files import replacing
@@ -76,8 +77,8 @@ def result(
     """A whole results file: `run_row`s, their pooled difference, controls, costs and `provenance`.
 
     Rows of one replicate, which differ in their seed alone, are averaged before they are pooled.
-    `controls` maps a name to (n,) bool successes; `real_episodes` counts demonstrations, play,
-    rollouts and validation episodes.
+    `controls` maps a name to successes, bool (replicates, starts); `real_episodes` counts
+    demonstrations, play, rollouts and validation episodes.
     """
     starts = [[episode["start"] for episode in run["episodes"]] for run in runs]
     if not runs or any(s != starts[0] for s in starts):
@@ -90,7 +91,7 @@ def result(
         **origin,
         "runs": [dict(run) for run in runs],
         "pooled": pooled_difference(base, improved)._asdict(),
-        "controls": {name: rate(success)._asdict() for name, success in controls.items()},
+        "controls": {name: pooled_rate(success)._asdict() for name, success in controls.items()},
         "real_episodes": dict(real_episodes),
         "wall_seconds": {stage: round(s, 1) for stage, s in wall_seconds.items()},
     }

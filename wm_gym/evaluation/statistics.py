@@ -86,10 +86,34 @@ def pooled_difference(
             f"got {first.shape[-1:] or first.shape} and {second.shape[-1:] or second.shape}."
         )
     gain = second - first  # (replicates, starts)
+    low, high = _bootstrap(gain, level, draws, seed)
+    return Difference(100 * float(gain.mean()), 100 * low, 100 * high)
+
+
+def pooled_rate(
+    success: ArrayLike, *, level: float = 0.95, draws: int = 10_000, seed: int = 0
+) -> Rate:
+    """The rate over replicates, (replicates, starts) bool; of one, Wilson's.
+
+    Of several, the interval reaches as far as Wilson's or the bootstrap of `pooled_difference`,
+    whichever is further: episodes of one replicate share its weights, and are not independent.
+    """
+    flags = np.asarray(success, bool)
+    if flags.ndim != 2 or flags.size == 0:
+        raise ValueError(f"Expected successes (replicates, starts), got {flags.shape}.")
+    pooled = rate(flags, level)
+    if len(flags) == 1:
+        return pooled
+    low, high = _bootstrap(flags.astype(np.float64), level, draws, seed)
+    return pooled._replace(low=min(low, pooled.low), high=max(high, pooled.high))
+
+
+def _bootstrap(values: np.ndarray, level: float, draws: int, seed: int) -> tuple[float, float]:
+    """Where the mean of (replicates, starts) lies when both are drawn anew: the interval's ends."""
     rng = np.random.default_rng(seed)
-    runs, starts = gain.shape
+    runs, starts = values.shape
     run_share = rng.multinomial(runs, np.full(runs, 1 / runs), size=draws) / runs  # (draws, runs)
     start_share = rng.multinomial(starts, np.full(starts, 1 / starts), size=draws) / starts
-    means = 100 * ((run_share @ gain) * start_share).sum(1)  # (draws,)
+    means = ((run_share @ values) * start_share).sum(1)  # (draws,)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Difference(100 * float(gain.mean()), float(low), float(high))
+    return float(low), float(high)

@@ -174,9 +174,21 @@ def _make_robosuite(task: Task) -> Any:
 
 
 def import_robosuite() -> Any:
-    """Import robosuite 1.4 quietly; raises ImportError saying what is missing and how to get it."""
+    """Import robosuite 1.4 quietly; raises as `check_robosuite` does."""
     os.environ["MUJOCO_GL"] = choose_gl()
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+    check_robosuite()
+    import robosuite
+
+    return robosuite
+
+
+def check_robosuite() -> None:
+    """Raise ImportError, or UserError for a GL library, saying what is missing and how to get it.
+
+    Nothing is imported: commands ask at once that need the real world an hour later.
+    """
+    choose_gl()
     try:
         versions = {name: importlib.metadata.version(name) for name in ("robosuite", "mujoco")}
     except importlib.metadata.PackageNotFoundError as error:
@@ -189,9 +201,6 @@ def import_robosuite() -> Any:
             "backend='real' needs robosuite 1.4.x with mujoco >=3.3,<3.6, found robosuite "
             f"{versions['robosuite']} with mujoco {versions['mujoco']}: pip install 'wm-gym[real]'"
         )
-    import robosuite
-
-    return robosuite
 
 
 def _reflection_flag() -> int:

@@ -80,6 +80,11 @@ does all of this, with the success classifier that was trained with it."""
         """Where the weights lie."""
         return self.renderer.mean.device
 
+    @property
+    def certain(self) -> bool:
+        """Whether it never says how uncertain it is: there is nobody to disagree with."""
+        return self.config.members < 2
+
     def heavy(self) -> list[nn.Module]:
         """Where the time goes: what is worth compiling."""
         return [self.transition, self.renderer]

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
-from wm_gym.checks import check_block
+from wm_gym.checks import check_block, check_count
 from wm_gym.hub import Pretrained
 from wm_gym.world_model.blocks import PARTS, Layer, Past, adapt, turns
 from wm_gym.world_model.flow import sample
@@ -149,6 +149,11 @@ was trained with it."""
     def device(self) -> torch.device:
         """Where the weights lie."""
         return self.places.device
+
+    @property
+    def certain(self) -> bool:
+        """Whether it never says how uncertain it is: True, there are no members to disagree."""
+        return True
 
     def heavy(self) -> list[nn.Module]:
         """Where the time goes: what is worth compiling."""
@@ -314,3 +319,4 @@ def check(config: VideoTransformerConfig) -> None:
             f"width must be a multiple of 2 x heads = {2 * config.heads}, got {config.width}; "
             "change either."
         )
+    check_count("memory", config.memory)
