@@ -67,6 +67,7 @@ def results(content: Mapping[str, Any], run_name: str | None = None) -> str:
     counts = ", ".join(
         f"{count} {EPISODES.get(name, name)}" for name, count in content["real_episodes"].items()
     )
+    pooled_controls = "" if run_name else ", with bootstrap intervals over replicates and starts"
     whose = "" if run_name else " of each replicate"
     controls = [
         (CONTROLS.get(name, name.replace("_", " ")), _rate(rate))
@@ -79,7 +80,7 @@ def results(content: Mapping[str, Any], run_name: str | None = None) -> str:
             "are averaged within a replicate first. The last column is the success of the same "
             "two policies in the imagined world.",
             _table(head, [*runs, pooled]),
-            "Controls, in robosuite on the same test starts:",
+            f"Controls, in robosuite on the same test starts{pooled_controls}:",
             _table(("control", "success"), controls),
             f"Episodes{whose} played in robosuite: {counts}. {_machine(content, 'Pooled on')}",
         ]
