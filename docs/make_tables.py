@@ -91,7 +91,7 @@ def stages(content: Mapping[str, Any]) -> str:
     """How long each stage of such a file took, and how to do it again."""
     rows = [(name, _minutes(seconds)) for name, seconds in content["wall_seconds"].items()]
     rows.append(("**all**", _minutes(sum(content["wall_seconds"].values()))))
-    note = "Of a stage that was interrupted, what its last part took."
+    note = "A stage that was interrupted counts from its last start, the practice as a whole."
     told = f"{_made(content)} {_machine(content, 'Pooled on')}"
     return f"{_table(('stage', 'wall time'), rows)}\n\n{note} {told}"
 
@@ -459,7 +459,8 @@ def _cell(value: Any) -> str:
 
 def _made(content: Mapping[str, Any]) -> str:
     seeds = ", ".join(map(str, content["seeds"]))
-    commit = str(content["commit"])[:12]
+    commit, _, dirty = str(content["commit"]).partition("-")
+    commit = f"{commit[:12]}{dirty and '-dirty'}"
     return f"Made by `{content['command']}` at commit `{commit}`, seeds {seeds}."
 
 

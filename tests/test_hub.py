@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -233,3 +233,16 @@ def test_config_that_is_no_json_object_is_named(tiny, tmp_path, text, problem):
 def test_a_name_that_the_hub_cannot_have_is_not_found(name):
     with pytest.raises(FileNotFoundError, match=rf"No model '{name}'.*it is not a name on the Hub"):
         Tiny.from_pretrained(name)
+
+
+def test_a_fingerprint_tells_weights_config_and_precision_apart(tiny):
+    other = Tiny(replace(tiny.config, other=Part((7,))))
+    other.load_state_dict(tiny.state_dict())
+    moved = Tiny(tiny.config)
+    half = Tiny(tiny.config).bfloat16()
+    half.load_state_dict(tiny.state_dict())
+    found = [hub.fingerprint(model) for model in (tiny, other, moved, half)]
+    assert len(set(found)) == 4
+    same = Tiny(tiny.config)
+    same.load_state_dict(tiny.state_dict())
+    assert hub.fingerprint(same) == found[0]

@@ -6,6 +6,7 @@ import copy
 import io
 import math
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from tests.fakes import FakeSuccess, FakeWorldModel, fake_pool, imagined
 from tests.worlds import WORLDS, assert_same, flat, ladder, noisy, random_actions
 from wm_gym.single import SingleEnv
-from wm_gym.starts import StartPool, save_starts
+from wm_gym.starts import save_starts
 from wm_gym.state import WorldState
 
 MODES = ["NextStep", "SameStep", "Disabled"]
@@ -322,9 +323,12 @@ def test_a_state_of_a_simulator_with_another_state_is_refused():
         env.set_state(wide)
 
 
-def test_a_state_from_other_starts_is_refused(make):
+@pytest.mark.parametrize("part", ["states", "frames", "low_dim"])
+def test_a_state_from_other_starts_is_refused(make, part):
     pool = fake_pool()
-    moved = StartPool(pool.frames, pool.states + 1, "Lift", "train")
+    other = {"states": pool.states + 1, "frames": pool.frames + 1}
+    other["low_dim"] = {"robot0_x": np.zeros((len(pool), 1), np.float32)}
+    moved = replace(pool, **{part: other[part]})
     env = make(2)
     before = at_reset(env)
     with pytest.raises(ValueError, match=r"saved with \{'starts': '\w{16}'\}"):

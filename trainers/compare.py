@@ -28,9 +28,7 @@ CONTROLS = ("clone_longer", "clone_successes", "blank_picture")
 def controls(config: WMPOConfig, run: Run) -> dict[str, Any]:
     """Clone on from the base policy for as long as GRPO took, without and with its successes."""
     spent = _read(run.folder / "done" / f"{improved(config)[0]}.json")["practice_seconds"]
-    speed = run.stage("clone", replace(config.clone, seed=config.seed)).metrics()[-1][
-        "time/steps_per_second"
-    ]
+    speed = _read(run.folder / "done" / "clone.json")["steps_per_second"]
     steps = int(spent * speed)
     sources = {
         "clone_longer": ["demonstrations"],

@@ -139,7 +139,6 @@ def check(config: OveroptimizeConfig) -> None:
 
     ImportError where the real world would find no robosuite.
     """
-    check_robosuite()
     for name in ("iterations", "every", "episodes"):
         check_count(name, getattr(config, name))
     if config.hold is not None:
@@ -151,6 +150,8 @@ def check(config: OveroptimizeConfig) -> None:
     for name, instead in decided.items():
         given, usual = getattr(config.grpo, name), getattr(grpo.GRPOConfig(), name)
         check_unset(f"grpo.{name}", given, usual, instead)
+    if not (config.out / "overoptimize.json").exists():
+        check_robosuite()
 
 
 def repeat(

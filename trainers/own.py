@@ -21,7 +21,7 @@ from trainers import wmpo
 from trainers.settings import WMPOConfig, check, open_run
 from wm_gym.checks import check_count, check_unset
 from wm_gym.data.episodes import Episode, EpisodeFile, load
-from wm_gym.runs import Run
+from wm_gym.runs import Run, finished
 from wm_gym.world_model.loading import world_model_class
 from wm_gym.world_model.presets import PRESETS
 from wm_gym.world_model.sizes import SIZES
@@ -59,7 +59,9 @@ def train_world_model(config: WorldModelConfig) -> None:
     check_unset("video.seed", config.video.seed, usual.seed, "seed")
     check(config.run, SIZES if config.episodes else PRESETS)
     if _is_video(config):
-        _check_other("world_model", config.run.world_model, WorldModelTrainingConfig(), "video")
+        # `held_out` is of use: the classifier is judged on as many.
+        given = replace(config.run.world_model, held_out=WorldModelTrainingConfig().held_out)
+        _check_other("world_model", given, WorldModelTrainingConfig(), "video")
     else:
         _check_other("video", config.video, usual, "world_model")
     for name, part in (("video", config.video), ("video.autoencoder", config.video.autoencoder)):
@@ -99,8 +101,7 @@ def _check_other(name: str, given: Any, usual: Any, instead: str) -> None:
     """Raise ValueError where an option is set of the other kind of world model."""
     if set_ := [f.name for f in fields(given) if getattr(given, f.name) != getattr(usual, f.name)]:
         raise ValueError(
-            f"{name}.{set_[0]} is of no use to this kind of world model: set the options of "
-            f"{instead}, or choose another preset."
+            f"{name}.{set_[0]} is of no use to this kind of world model; set those of {instead}."
         )
 
 
@@ -144,15 +145,15 @@ def _train(
     check(config.run, SIZES)
     paths = files(config.episodes)
     names = [str(path) for path in paths]
+    done, begun = finished(config.run.out), config.run.out / "training" / stage
+    if "demonstrations" in done or (stage in done and not begun.exists()):
+        raise ValueError(
+            f"{config.run.out} is a run of WMPO, which trains on what it records itself; choose "
+            "another --out for these files."
+        )
+    told = {"files": names, "preset": config.run.preset, "seed": config.run.seed, **options}
+    Run(begun, told, resume=True)
     run = open_run(config.run)
-    begun = run.folder / "training" / stage
-    for other in wmpo.STAGES:
-        if run.is_done(other) and not (run.folder / "training" / other / "config.json").exists():
-            raise ValueError(
-                f"{run.folder} holds a finished {other!r} of episodes that it recorded itself; "
-                "choose another --out for these files."
-            )
-    Run(begun, {"files": names, **options}, resume=True)
     size = config.run.facts.action_dim
     print(run.once(stage, lambda: {"files": names, **fit(run, *_load(paths, size))}))
 

@@ -90,9 +90,10 @@ def check(config: QuickstartConfig) -> None:
 
     ImportError where the real test would find no robosuite.
     """
-    check_robosuite()
     check_count("episodes", config.episodes, len(load_starts(get_task(config.task).name, "test")))
     grpo.check(config.grpo, config.imagined_envs, config.grpo.eval_episodes)
+    if not (config.out / "results.json").exists():
+        check_robosuite()
 
 
 def _improve(config: QuickstartConfig, policy: TokenVLA, run: Run) -> dict[str, Any]:

@@ -8,16 +8,16 @@ from pathlib import Path
 
 from trainers import bc, grpo
 from wm_gym.checks import DTYPES, check_choice, check_count, check_share, check_unset
-from wm_gym.runs import Run
+from wm_gym.runs import Run, finished
 from wm_gym.success.training import SuccessTrainingConfig
 from wm_gym.tasks import Task, get_task
 from wm_gym.world_model.presets import PRESETS
 from wm_gym.world_model.training import WorldModelTrainingConfig
 
 STARTS = {"train": 512, "validation": 128, "test": 256}
-# Which stages follow an option, or a group of them: it may change until one of them is done. Those
-# that are not here, all do.
-FOLLOWED_BY = {
+# The stages that use an option, or a group of them, which may change until one of these is finished.
+# Options that are not listed are used by every stage.
+USED_BY = {
     "demonstrations": ("demonstrations",),
     "play": ("demonstrations",),
     "unfilmed": ("demonstrations",),
@@ -81,12 +81,12 @@ class WMPOConfig:
 
 
 def open_run(config: WMPOConfig) -> Run:
-    """Begin a run, or go on with it; raises ValueError where its finished stages were told else."""
-    done = config.out / "done"
+    """Begin a run, or go on with it; ValueError where a finished stage used another value."""
+    done = finished(config.out)
 
     def free(option: str) -> bool:
-        stages = FOLLOWED_BY.get(option) or FOLLOWED_BY.get(option.split(".")[0], ("*",))
-        return not any(any(done.glob(f"{stage}.json")) for stage in stages)
+        group = option.split(".")[0]
+        return done.keys().isdisjoint(USED_BY.get(option) or USED_BY.get(group) or done)
 
     return Run(config.out, config, resume=True, free=free)
 

@@ -28,7 +28,7 @@ from wm_gym.data.moments import draw_moments, with_moments
 from wm_gym.evaluation.statistics import rate, wilson
 from wm_gym.real.expert import DEMONSTRATION, PLAY, UNFILMED
 from wm_gym.real.pool import SimulationPool
-from wm_gym.runs import Run
+from wm_gym.runs import Run, finished
 from wm_gym.starts import load_starts, save_starts
 from wm_gym.success.classifier import SuccessConfig
 from wm_gym.success.training import reconstruction_agreement, train_classifier
@@ -58,6 +58,8 @@ def demonstrations(config: WMPOConfig, run: Run) -> dict[str, Any]:
     Play comes first in the order, and with more or fewer demonstrations stays as it was as long as
     no start has to serve again.
     """
+    counts = {name: getattr(config, name) for name in ("demonstrations", "play", "unfilmed")}
+    run.stage("demonstrations", counts)  # one that was interrupted goes on with the same
     pool_of_starts = load_starts(config.task, "train", run.folder)
     order = np.random.default_rng(config.seed).permutation(len(pool_of_starts))
     cut = min(config.play, len(order) - config.demonstrations)
@@ -103,14 +105,21 @@ def clone(config: WMPOConfig, run: Run) -> dict[str, Any]:
         stage = run.stage("clone", settings)
         policy = bc.train(settings, policy, chunks, stage, success)
     keep(policy, run.folder / "policy_base")
-    scores = [row["eval/score"] for row in stage.metrics()]
+    measured = stage.metrics()
+    scores = [row["eval/score"] for row in measured]
     best = wilson(round(max(scores) * n), n)
     print(f"Base policy, real validation starts: {best}, the best of {len(scores)} scores")
-    return {"validation": best._asdict(), "validation_episodes": n * len(scores)}
+    return {
+        "validation": best._asdict(),
+        "validation_episodes": n * len(scores),
+        "steps_per_second": measured[-1]["time/steps_per_second"],
+    }
 
 
 def rollouts(config: WMPOConfig, run: Run) -> dict[str, Any]:
     """Record `budget` real episodes of the base policy, sampled as GRPO will sample it."""
+    sampled = {"temperature": config.grpo.temperature, "dtype": config.grpo.dtype}
+    run.stage("rollouts", {"budget": config.budget, **sampled})  # as above
     policy = TokenVLA.from_pretrained(run.folder / "policy_base")
     policy.temperature = config.grpo.temperature
 
@@ -279,14 +288,14 @@ def do(stage: str, config: WMPOConfig, stages: Mapping[str, Stage]) -> dict[str,
     """
     check(config)
     check_recordings(config)
-    run = open_run(config)
-    names = list(stages)
+    names, done = list(stages), finished(config.out)
     for earlier in names[: names.index(stage)]:
-        if not run.is_done(earlier):
+        if earlier not in done:
             raise FileNotFoundError(
-                f"{run.folder} has no finished stage {earlier!r}, which {stage!r} builds on; run "
+                f"{config.out} has no finished stage {earlier!r}, which {stage!r} builds on; run "
                 f"`wm-gym {earlier}` with the same options first, or `wm-gym wmpo` for all."
             )
+    run = open_run(config)
     return run.once(stage, lambda: stages[stage](config, run))
 
 

@@ -229,7 +229,7 @@ class WorldVectorEnv(VectorEnv):
 
     @cached_property
     def made_of(self) -> dict[str, str]:
-        """Fingerprints of what states refer to: those of other starts mean something else here."""
+        """Fingerprints of what states refer to: with other starts they mean something else."""
         return {"starts": self.pool.fingerprint()}
 
     def get_state(self, rows: Any = None) -> WorldState:

@@ -84,7 +84,8 @@ def fingerprint(model: Any) -> str:
     """
     found = hashlib.sha256(repr(model.config).encode())
     for name, tensor in sorted(getattr(model, "state_dict", dict)().items()):
-        found.update(name.encode() + tensor.cpu().numpy().tobytes())
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
     return found.hexdigest()[:16]
 
 

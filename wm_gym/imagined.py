@@ -93,7 +93,10 @@ class ImaginedVectorEnv(WorldVectorEnv):
 
     @cached_property
     def made_of(self) -> dict[str, str]:
-        """Fingerprints of what states refer to: other models would read other pictures in them."""
+        """Fingerprints of what states refer to, starts and models, taken when first asked for.
+
+        Weights that are changed later are not noticed.
+        """
         models = {"world_model": self.world_model, "success": self.success}
         return super().made_of | {name: fingerprint(model) for name, model in models.items()}
 

@@ -24,12 +24,12 @@ PLACE = ("out", "workers")  # where and by how many processes: a run may be move
 class Run:
     """Where a run writes, and what it finds there when it is resumed.
 
-    `free`: which options, by their dotted names ("grpo.iterations"), nothing in the folder has
-    followed yet. A resumed run may differ in these, and they are noted anew.
+    `free`: whether an option, by its dotted name ("grpo.iterations"), has not been used yet by any
+    finished work in the folder. A resumed run may differ in these; config.json then says the new.
 
     Raises FileExistsError where the folder holds a run and `resume` is off, and ValueError where it
-    holds a run with another config, but for its `PLACE` and what is `free`. An option that was not
-    there yet when the run began counts as the default.
+    holds a run with another config, but for its `PLACE` and what is `free`. An option that a
+    dataclass did not have yet when the run began counts as its default.
     """
 
     def __init__(
@@ -101,11 +101,11 @@ class Run:
 
     def is_done(self, name: str) -> bool:
         """Whether `once` has finished this piece of work."""
-        return (self.folder / "done" / f"{name}.json").exists()
+        return name in finished(self.folder)
 
     def done(self) -> list[Path]:
         """Return the markers of the finished pieces of work."""
-        return sorted((self.folder / "done").glob("*.json"))
+        return list(finished(self.folder).values())
 
     def once(self, name: str, work: Callable[[], Mapping[str, Any] | None]) -> dict[str, Any]:
         """Do `work` unless its marker done/`name`.json is there; return what it reported.
@@ -125,6 +125,11 @@ class Run:
         self._peak = max(before, report["peak_memory"])
         write_json(path, report)
         return report
+
+
+def finished(folder: Path) -> dict[str, Path]:
+    """Return the markers of the pieces of work that a run's folder has finished, by their names."""
+    return {path.stem: path for path in sorted((folder / "done").glob("*.json"))}
 
 
 def forget_peak_memory() -> None:
@@ -193,6 +198,6 @@ def _differs(
         told = "; ".join(f"{k}: {there.get(k)!r} there, {now.get(k)!r} now" for k in bound)
         raise ValueError(
             f"{path} belongs to a run with another config ({told}); resume it with the same "
-            f"config, choose another folder, or remove {path.parent} to begin anew."
+            "config, or choose another folder."
         )
     return bool(differ)

@@ -68,7 +68,10 @@ class StartPool:
 
     def fingerprint(self) -> str:
         """Tell pools apart by what their starts are, for what refers to these by their numbers."""
-        return hashlib.sha256(self.states.tobytes() + self.frames.tobytes()).hexdigest()[:16]
+        found = hashlib.sha256()
+        for array in (self.states, self.frames, self.past, *self.low_dim.values()):
+            found.update(b"" if array is None else np.ascontiguousarray(array))
+        return found.hexdigest()[:16]
 
 
 def bundle(task: str) -> Path:

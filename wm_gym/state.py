@@ -65,7 +65,7 @@ def check_state(state: Any, now: WorldState) -> None:
         saved, world = ({key: given.get(key) for key in other} for given in (came, here))
         raise ValueError(
             f"This state was saved with {saved} and the world has {world}; make a world with the "
-            "same settings."
+            "same settings, models and starts."
         )
     if len(state.seeds) != len(now.seeds):
         raise ValueError(

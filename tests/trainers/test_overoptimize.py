@@ -46,6 +46,7 @@ def outcomes(iteration: int) -> dict[str, list[bool]]:
 def lab(monkeypatch, tmp_path) -> SimpleNamespace:
     """A finished run, and practice that keeps a policy every ten iterations."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "check_robosuite", lambda: None)
     Run("lift", {"task": "Lift", "seed": 5, "imagined_envs": 8, "moments": 0, "budget": 128})
     here = SimpleNamespace(practised=[], played=[], limits=[])
     judge = SuccessClassifier(SuccessConfig(threshold=0.6, hold_k=8, hold_n=8))

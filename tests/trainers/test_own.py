@@ -217,7 +217,7 @@ def interrupted(*_) -> None:
 def test_what_a_run_made_of_its_own_episodes_is_not_made_again(tmp_path, config, fits):
     Run(config.out, config).once("train-world-model", dict)
     path = record(tmp_path / "a.hdf5", (1,))
-    with pytest.raises(ValueError, match="that it recorded itself; choose another --out"):
+    with pytest.raises(ValueError, match="trains on what it records itself; choose another --out"):
         own.train_world_model(WorldModelConfig(episodes=(path,), run=config))
     assert not fits
 

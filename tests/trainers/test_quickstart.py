@@ -25,3 +25,13 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_written(tmp_path
     with pytest.raises(ValueError, match=message):
         quickstart(QuickstartConfig(out=tmp_path / "run", **options))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_simulator_is_found_before_the_practice(tmp_path, monkeypatch):
+    def missing():
+        raise ImportError("backend='real' needs robosuite")
+
+    monkeypatch.setattr("trainers.quickstart.check_robosuite", missing)
+    with pytest.raises(ImportError, match="needs robosuite"):
+        quickstart(QuickstartConfig(out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

@@ -11,7 +11,7 @@ from policies.token import TokenVLA, TokenVLAConfig
 from tests.fakes import ScriptedEnv, fake_pool
 from trainers import bc, compare, grpo, wmpo
 from trainers.rollout import device_of
-from trainers.settings import FOLLOWED_BY, WMPOConfig, check
+from trainers.settings import USED_BY, WMPOConfig, check, open_run
 from wm_gym.data import EpisodeWriter
 from wm_gym.runs import Run
 from wm_gym.success.training import SuccessTrainingConfig
@@ -141,11 +141,43 @@ def nothing(config, run) -> dict:
     return {}
 
 
+def test_a_refused_command_leaves_the_options_of_a_run_as_they_were(tmp_path):
+    stages = dict.fromkeys(wmpo.STAGES, nothing)
+    wmpo.do("starts", WMPOConfig(out=tmp_path), stages)
+    with pytest.raises(FileNotFoundError, match="no finished stage 'demonstrations'"):
+        wmpo.do("grpo", WMPOConfig(out=tmp_path, imagined_envs=64), stages)
+    assert json.loads((tmp_path / "config.json").read_text())["imagined_envs"] == 128
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "message"),
+    [
+        (wmpo.demonstrations, {"play": 20}, "play: 580 there, 20 now"),
+        (wmpo.rollouts, {"grpo": grpo.GRPOConfig(temperature=1.6)}, "temperature: 1.0 there, 1.6"),
+        (wmpo.rollouts, {"budget": 64}, "budget: 128 there, 64 now"),
+    ],
+)
+def test_an_interrupted_recording_goes_on_with_what_it_began_with(
+    tmp_path, monkeypatch, stage, options, message
+):
+    def interrupted(*given, **told):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(wmpo, "load_starts", interrupted)
+    monkeypatch.setattr(TokenVLA, "from_pretrained", interrupted)
+    config = WMPOConfig(out=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        stage(config, open_run(config))
+    other = replace(config, **options)
+    with pytest.raises(ValueError, match=message):
+        stage(other, open_run(other))
+
+
 def test_every_option_has_stages_that_follow_it():
     options = {field.name for field in fields(WMPOConfig)} - {"out", "workers", "task", "seed"}
-    groups = {name.partition(".")[0] for name in FOLLOWED_BY}
+    groups = {name.partition(".")[0] for name in USED_BY}
     assert groups == options
-    assert {stage for stages in FOLLOWED_BY.values() for stage in stages} < set(wmpo.STAGES)
+    assert {stage for stages in USED_BY.values() for stage in stages} < set(wmpo.STAGES)
 
 
 def test_seeds_of_grpo_differ_in_nothing_else(tmp_path, monkeypatch):
@@ -154,7 +186,7 @@ def test_seeds_of_grpo_differ_in_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr(wmpo, "practise", lambda *given: (None, {}))
     monkeypatch.setattr(wmpo, "keep", lambda *given: None)
     wmpo.improve(replace(config, grpo_seeds=(0,)), run)
-    with pytest.raises(ValueError, match="imagined_envs: 128 there, 64 now.*or remove .*grpo_0"):
+    with pytest.raises(ValueError, match=r"grpo_0.*\(imagined_envs: 128 there, 64 now\)"):
         wmpo.improve(replace(config, imagined_envs=64), run)
     assert not run.is_done("policy_improved_1")
 
@@ -201,7 +233,7 @@ def trained(monkeypatch) -> list[str]:
 
     def train(config, policy, chunks, run, validate=None):
         found.append(device_of(policy).type)
-        run.log(1, {"eval/score": 0.5})
+        run.log(1, {"eval/score": 0.5, "time/steps_per_second": 5.0})
         return policy
 
     for module in (wmpo, compare):
@@ -216,10 +248,8 @@ def trained(monkeypatch) -> list[str]:
 def test_policies_are_cloned_where_grpo_trains(tmp_path, monkeypatch, trained):
     config, run = WMPOConfig(), Run(tmp_path)
     monkeypatch.setattr(wmpo, "real_env", lambda *_: ScriptedEnv([1]))
-    wmpo.clone(config, run)
+    run.once("clone", lambda: wmpo.clone(config, run))
     run.once("policy_improved_0", lambda: {"practice_seconds": 3.0})
-    cloned = replace(config.clone, seed=config.seed)
-    run.stage("clone", cloned).log(2, {"time/steps_per_second": 5.0})
     TokenVLA(TokenVLAConfig()).save_pretrained(tmp_path / "policy_base")
     assert compare.controls(config, run) == {"steps": 15, "grpo_seconds": 3.0}
     assert trained == ["meta"] * 3

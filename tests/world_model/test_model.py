@@ -354,6 +354,7 @@ def test_one_member_alone_is_never_uncertain(tiny):
     for weights in model.transition.motion.parameters():
         torch.nn.init.normal_(weights, std=0.05)
     assert model.imagine(*given(model))[2].tolist() == [[0.0] * 8] * 2
+    assert model.certain and not WorldModel(replace(tiny, members=2)).certain
 
 
 def test_noise_is_no_uncertainty_where_members_agree(model):

@@ -417,6 +417,10 @@ def test_sizes_that_do_not_fit_together_are_refused(change, message):
         VideoTransformer(replace(TINY, **change))
 
 
+def test_it_says_that_it_is_never_uncertain(model):
+    assert model.certain and not model.imagine(*given(model))[2].any()
+
+
 class Brightness(nn.Module):
     """The probability of success is how large the latents of the window's last frame are."""
 
