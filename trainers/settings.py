@@ -15,7 +15,7 @@ from wm_gym.world_model.presets import PRESETS
 from wm_gym.world_model.training import WorldModelTrainingConfig
 
 STARTS = {"train": 512, "validation": 128, "test": 256}
-# The stages that use an option, or a group of them, which may change until one of these is finished.
+# The stages that use an option, or a group of them: it may change until one of them is finished.
 # Options that are not listed are used by every stage.
 USED_BY = {
     "demonstrations": ("demonstrations",),
