@@ -67,6 +67,14 @@ def test_tables_agree_with_the_published_results(tables, capsys):
     assert tables.main(["--check"]) == 0, capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "docs/results").glob("*.json")), ids=lambda p: p.stem
+)
+def test_published_results_come_from_a_commit_as_it_is(path):
+    commit = json.loads(path.read_text())["commit"]
+    assert len(commit) == 40 and not commit.endswith("-dirty")
+
+
 def test_the_rule_of_success_is_that_of_the_bundle():
     c = SuccessClassifier.from_pretrained("lift").config
     told = f"(bundled: {c.threshold:g} in {c.hold_k} consecutive steps)"
