@@ -21,6 +21,7 @@ from wm_gym.data.moments import draw_moments, save_moments
 from wm_gym.evaluation.audit import DRIFT
 from wm_gym.evaluation.statistics import Difference, Rate, paired_difference, rate
 from wm_gym.hub import Pretrained
+from wm_gym.runs import finished
 from wm_gym.starts import FILE_NAME, bundle
 from wm_gym.success.classifier import SuccessClassifier
 from wm_gym.tasks import get_task
@@ -91,7 +92,7 @@ def cards(run: Path, audit: Path | None) -> dict[str, Card]:
     Raises FileNotFoundError where a stage of the run or the audit is missing.
     """
     settings = _read(run / "config.json")
-    done = {path.stem: _read(path) for path in (run / "done").glob("*.json")}
+    done = {name: _read(path) for name, path in finished(run).items()}
     for stage in ("demonstrations", "rollouts", "train-world-model", "train-success", "grpo"):
         if stage not in done:
             raise FileNotFoundError(f"{run} has no finished stage {stage!r}; run it to its end.")

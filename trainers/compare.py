@@ -20,7 +20,7 @@ from trainers.settings import STARTS, WMPOConfig
 from trainers.wmpo import STAGES, device, episodes, imagined_env, keep, real_env
 from wm_gym.evaluation.paired import provenance, result, run_row, table, write_result
 from wm_gym.evaluation.statistics import rate
-from wm_gym.runs import Run
+from wm_gym.runs import Run, finished
 
 CONTROLS = ("clone_longer", "clone_successes", "blank_picture")
 
@@ -106,7 +106,7 @@ def publish(runs: Sequence[Path], path: Path) -> str:
     seeds = []
     for folder in runs:
         settings = _read(folder / "config.json")
-        done = {p.stem: _read(p) for p in Run(folder, settings, resume=True).done()}
+        done = {name: _read(path) for name, path in finished(folder).items()}
         if "test" not in done:
             raise FileNotFoundError(
                 f"{folder} has no finished test; run `wm-gym wmpo --out {folder}` to its end."

@@ -20,7 +20,7 @@ from wm_gym.data.moments import load_moments, with_moments
 from wm_gym.evaluation.paired import provenance, result, run_row, table, write_result
 from wm_gym.evaluation.video import hold, side_by_side, tile, write_video
 from wm_gym.real.simulation import check_robosuite
-from wm_gym.runs import Run
+from wm_gym.runs import Run, finished
 from wm_gym.starts import load_starts
 from wm_gym.tasks import get_task
 
@@ -67,7 +67,9 @@ def quickstart(config: QuickstartConfig) -> None:
         imagined_base=played["imagined_base"]["success"],
         imagined_improved=played["imagined_improved"]["success"],
     )
-    seconds = {path.stem: json.loads(path.read_text())["seconds"] for path in run.done()}
+    seconds = {
+        name: json.loads(path.read_text())["seconds"] for name, path in finished(run.folder).items()
+    }
     content = result(
         [row],
         controls={},

@@ -119,7 +119,7 @@ def clone(config: WMPOConfig, run: Run) -> dict[str, Any]:
 def rollouts(config: WMPOConfig, run: Run) -> dict[str, Any]:
     """Record `budget` real episodes of the base policy, sampled as GRPO will sample it."""
     sampled = {"temperature": config.grpo.temperature, "dtype": config.grpo.dtype}
-    run.stage("rollouts", {"budget": config.budget, **sampled})  # as above
+    run.stage("rollouts", {"budget": config.budget, **sampled})  # as for demonstrations
     policy = TokenVLA.from_pretrained(run.folder / "policy_base")
     policy.temperature = config.grpo.temperature
 

@@ -103,10 +103,6 @@ class Run:
         """Whether `once` has finished this piece of work."""
         return name in finished(self.folder)
 
-    def done(self) -> list[Path]:
-        """Return the markers of the finished pieces of work."""
-        return list(finished(self.folder).values())
-
     def once(self, name: str, work: Callable[[], Mapping[str, Any] | None]) -> dict[str, Any]:
         """Do `work` unless its marker done/`name`.json is there; return what it reported.
 
