@@ -23,6 +23,7 @@ from wm_gym.checks import check_count, check_unset
 from wm_gym.data.episodes import Episode, EpisodeFile, load
 from wm_gym.runs import Run, finished
 from wm_gym.world_model.loading import world_model_class
+from wm_gym.world_model.presets import PRESETS
 from wm_gym.world_model.sizes import SIZES
 from wm_gym.world_model.training import WorldModelTrainingConfig
 from wm_gym.world_model.transformer import VideoTransformer, VideoTransformerConfig
@@ -56,6 +57,7 @@ def train_world_model(config: WorldModelConfig) -> None:
         raise ValueError("--init goes on with a world model; name the new episodes to train it on.")
     usual = VideoTrainingConfig()
     check_unset("video.seed", config.video.seed, usual.seed, "seed")
+    _check(config)
     if _is_video(config):
         # `held_out` is of use: the classifier is judged on as many.
         given = replace(config.run.world_model, held_out=WorldModelTrainingConfig().held_out)
@@ -92,7 +94,12 @@ def fit_world_model(
 def _is_video(config: WorldModelConfig) -> bool:
     if config.init is not None:
         return world_model_class(config.init) is VideoTransformer
-    return isinstance(SIZES.get(config.run.preset), VideoTransformerConfig)
+    return isinstance(SIZES[config.run.preset], VideoTransformerConfig)
+
+
+def _check(config: EpisodesConfig) -> None:
+    """Raise ValueError as `check` does; a run that records its own episodes has fewer presets."""
+    check(config.run, SIZES if config.episodes else PRESETS)
 
 
 def _check_other(name: str, given: Any, usual: Any, instead: str) -> None:
@@ -120,6 +127,7 @@ def fit_video_transformer(
 
 def train_success(config: EpisodesConfig) -> None:
     """Train a success classifier on any recorded episodes, or as a stage of a run of WMPO."""
+    _check(config)
     _train(
         "train-success",
         config,
@@ -140,7 +148,6 @@ def _train(
     if not config.episodes:
         print(wmpo.do(stage, config.run, wmpo.STAGES))
         return
-    check(config.run, SIZES)
     paths = files(config.episodes)
     names = [str(path) for path in paths]
     done, begun = finished(config.run.out), config.run.out / "training" / stage
