@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wm_gym.contract import Played, WorldVectorEnv
+from wm_gym.contract import WorldVectorEnv
 from wm_gym.imagined import ImaginedVectorEnv
 from wm_gym.starts import StartPool
+from wm_gym.state import Played
 
 SIZE = 8  # pixels
 

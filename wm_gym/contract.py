@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -30,27 +30,10 @@ from wm_gym.checks import (
 )
 from wm_gym.noise import row_choice
 from wm_gym.starts import StartPool, starts_for
-from wm_gym.state import WorldState, check_state
+from wm_gym.state import Played, WorldState, check_state
 from wm_gym.tasks import get_task
 
 MAX_CHUNK = 8
-
-
-class Played(NamedTuple):
-    """What a world reports about the m rows that it played."""
-
-    image: Any
-    """(m, H, W, 3) uint8, the last frame played, in the world's own kind of array."""
-    success: np.ndarray
-    """(m, K) bool, the success predicate after each action; False where not played."""
-    probability: np.ndarray
-    """(m, K) float32, its probability."""
-    played: np.ndarray
-    """(m,) int64, control steps really played, at least 1."""
-    uncertainty: np.ndarray
-    """(m, K) float32, of the world about the episode so far; a simulator's is 0."""
-    frames: Any | None = None
-    """(m, K, H, W, 3) uint8 with return_frames; frames not played repeat the last one."""
 
 
 class WorldVectorEnv(VectorEnv):

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from wm_gym.checks import DTYPES, check_choice, check_limit, check_pair
-from wm_gym.contract import Played, WorldVectorEnv
+from wm_gym.contract import WorldVectorEnv
 from wm_gym.data.measurements import measurements
 from wm_gym.hub import fingerprint
 from wm_gym.noise import row_noise
-from wm_gym.state import map_arrays
+from wm_gym.state import Played, map_arrays
 
 if TYPE_CHECKING:
     from wm_gym.success.classifier import SuccessClassifier

@@ -1,4 +1,4 @@
-"""A saved world: everything that the future of its rows depends on, as plain arrays."""
+"""Rows of a world, as arrays: what they played, and what all of their future depends on."""
 
 from __future__ import annotations
 
@@ -6,6 +6,23 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+
+
+class Played(NamedTuple):
+    """What a world reports about the m rows that it played."""
+
+    image: Any
+    """(m, H, W, 3) uint8, the last frame played, in the world's own kind of array."""
+    success: np.ndarray
+    """(m, K) bool, the success predicate after each action; False where not played."""
+    probability: np.ndarray
+    """(m, K) float32, its probability."""
+    played: np.ndarray
+    """(m,) int64, control steps really played, at least 1."""
+    uncertainty: np.ndarray
+    """(m, K) float32, of the world about the episode so far; a simulator's is 0."""
+    frames: Any | None = None
+    """(m, K, H, W, 3) uint8 with return_frames; frames not played repeat the last one."""
 
 
 class WorldState(NamedTuple):

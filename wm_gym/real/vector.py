@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from wm_gym.checks import check_count
-from wm_gym.contract import Played, WorldVectorEnv
+from wm_gym.contract import WorldVectorEnv
 from wm_gym.machine import cores
 from wm_gym.real.pool import CALL_TIMEOUT, SimulationPool
 from wm_gym.real.worker import Playback
+from wm_gym.state import Played
 
 
 class RealVectorEnv(WorldVectorEnv):
