@@ -8,13 +8,9 @@ cost the same are trained for as many steps.
 
 from __future__ import annotations
 
-import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,7 +20,7 @@ import tyro
 
 from trainers.cli import set_threads
 from trainers.wmpo import device
-from wm_gym.checks import check_choice, check_count
+from wm_gym.checks import check_choice
 from wm_gym.data.episodes import Episode, load
 from wm_gym.evaluation.fidelity import STEPS, replay_report
 from wm_gym.evaluation.paired import aligned, provenance, write_result
@@ -100,10 +96,8 @@ class AblationConfig:
     """Steps of the shorter of two trials that say how many fit into the time."""
     seed: int = 0
     out: Path = Path("runs/ablations")
-    """Folder for what an interrupted command goes on from."""
-    workers: int = 1
-    """Variants trained at once, each in a process of its own: small networks leave most of a GPU
-    to others."""
+    """Folder for what an interrupted command goes on from; one at a time, as variants that cost
+    the same share their number of steps."""
     path: Path | None = None
     """Where to write the numbers as JSON."""
     convolution: WorldModelTrainingConfig = field(default_factory=WorldModelTrainingConfig)
@@ -121,38 +115,21 @@ def ablate(config: AblationConfig) -> list[dict[str, Any]]:
     """Train and judge the variants, in order; returns a row for each number of network calls."""
     for name in config.only:
         check_choice("only", name, tuple(VARIANTS))
-    run = opened(config)
+    run = Run(config.out, replace(config, path=None, only=()), resume=True)
     left = [VARIANTS[name].model for name in config.only if not run.is_done(slug(name))]
     if any(isinstance(model, VideoTransformerConfig) for model in left):
         autoencoder(config, run)  # which they share
-    with side_by_side(config.workers) as mapped:
-        done = mapped(partial(trained, config), config.only)
-        rows = []
-        for name, found in zip(config.only, done, strict=True):
-            rows += [{"variant": name, **row} for row in found]
-            print(table(rows[-len(found) :]), flush=True)
+    rows = []
+    for name in config.only:
+        found = [{"variant": name, **row} for row in trained(config, run, name)]
+        print(table(found), flush=True)
+        rows += found
     return rows
 
 
-@contextmanager
-def side_by_side(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """Give a `map` whose calls run in so many processes; in this one if it is to be one."""
-    if check_count("workers", workers) == 1:
-        yield map
-        return
-    spawn = multiprocessing.get_context("spawn")  # a fork cannot use the GPU of its parent
-    with ProcessPoolExecutor(workers, spawn, initializer=set_threads) as pool:
-        yield pool.map
-
-
-def opened(config: AblationConfig) -> Run:
-    """Open the run that an interrupted command goes on from, with other variants or workers too."""
-    return Run(config.out, replace(config, path=None, only=(), workers=1), resume=True)
-
-
-def trained(config: AblationConfig, name: str) -> list[dict[str, Any]]:
+def trained(config: AblationConfig, run: Run, name: str) -> list[dict[str, Any]]:
     """Train and judge a variant, unless that is done."""
-    variant, run = VARIANTS[name], opened(config)
+    variant = VARIANTS[name]
     kind = convolution if isinstance(variant.model, WorldModelConfig) else transformer
 
     def train() -> dict[str, Any]:

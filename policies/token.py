@@ -21,7 +21,7 @@ from wm_gym.hub import Pretrained
 
 @dataclass(frozen=True, slots=True)
 class TokenVLAConfig:
-    """Shape of a TokenVLA; the defaults are the `nano` preset (1.8M weights, 64-pixel pictures)."""
+    """Shape of a TokenVLA; the defaults are those of the bundled ones (1.8M weights)."""
 
     image_size: int = 64
     chunk: int = 8
@@ -134,9 +134,8 @@ and the gripper. It sees one picture at a time and no proprioception."""
             token = log_p.argmax(-1)
         else:  # by the inverse of the cumulative distribution: one uniform number a token
             u = torch.rand(log_p.shape[:-1], generator=generator, device=log_p.device)
-            token = (
-                (log_p.exp().cumsum(-1) <= u.unsqueeze(-1)).sum(-1).clamp(max=log_p.shape[-1] - 1)
-            )
+            below = log_p.exp().cumsum(-1)  # its last is not exactly 1: rounding must draw no bin
+            token = (below <= u.unsqueeze(-1) * below[..., -1:]).sum(-1)
         return Act(self.detokenize(token), token, _pick(log_p, token))
 
     def log_prob(

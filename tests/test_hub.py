@@ -30,7 +30,7 @@ class TinyConfig:
 
 
 class Tiny(hub.Pretrained, nn.Module):
-    """One layer and one integer buffer."""
+    """One layer and two buffers."""
 
     config_class = TinyConfig
     asset = "tiny"
@@ -40,6 +40,7 @@ class Tiny(hub.Pretrained, nn.Module):
         self.config = config
         self.layer = nn.Linear(config.width, 1)
         self.register_buffer("steps", torch.tensor(70_001))
+        self.register_buffer("mean", torch.tensor(0.1))
 
 
 class Other(Tiny):
@@ -86,6 +87,7 @@ def test_float16_file_loads_into_float32(tiny, tmp_path):
     assert again.layer.weight.dtype == torch.float32 and again.steps.item() == 70_001
     # 0.1 in half precision is 0.0999755859375.
     assert again.layer.weight.tolist() == [[0.0999755859375, 0.25, -3.0]]
+    assert again.mean == torch.tensor(0.1)  # half a grid step is .2 mm of a metre
     assert tiny.layer.weight[0, 0] == torch.tensor(0.1)
 
 

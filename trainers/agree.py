@@ -173,8 +173,9 @@ def play_both(
 class NoisyPolicy:
     """A policy in one of our worlds, with Gaussian noise added to what it decides.
 
-    The noise depends on `seed`, the start and the control step alone, so it is the same in both
-    worlds, and for every policy. Actions are clipped to [-1, 1] after it.
+    The noise depends on `seed`, the start and the step at which a decision is taken, so it is the
+    same in both worlds, and for every policy that decides as many steps at once. Actions are
+    clipped to [-1, 1] after it.
     """
 
     def __init__(self, policy: Policy, noise: float, seed: int, env: gym.vector.VectorEnv) -> None:

@@ -22,7 +22,7 @@ from wm_gym.runs import Run
 
 @dataclass(frozen=True, slots=True)
 class BCConfig:
-    """Settings of behaviour cloning; the defaults are the `nano` preset."""
+    """Settings of behaviour cloning; the defaults are the bundled run's."""
 
     steps: int = 400
     batch_size: int = 64
@@ -62,21 +62,20 @@ def chunks_from(
     instruction: str,
     chunk: int,
     *,
-    successes_only: bool = True,
     after_success: int = 0,
 ) -> Chunks:
     """Turn episodes (SPEC: frames, actions, success) into moments to clone.
 
     Moments later than `after_success` steps past the first success are left out, since an episode
-    ends there; so are failures, unless `successes_only` is off. Raises ValueError if none is left.
+    ends there; so are failures. Raises ValueError if none is left.
     """
     frames, actions, masks, origin = [], [], [], []
     for index, episode in enumerate(episodes):
         success = np.asarray(episode.success, bool)
-        if successes_only and not success.any():
+        if not success.any():
             continue
         t = len(episode.actions)
-        end = min(t, int(success.argmax()) + 1 + after_success) if success.any() else t
+        end = min(t, int(success.argmax()) + 1 + after_success)
         step = np.arange(end)[:, None] + np.arange(chunk)  # (end, k)
         frames.append(np.asarray(episode.frames[:end]))
         actions.append(np.asarray(episode.actions, np.float32)[np.minimum(step, t - 1)])
@@ -85,7 +84,7 @@ def chunks_from(
     if not frames:
         raise ValueError(
             "No episode to clone: expected at least one success among them; collect more "
-            "demonstrations, or pass successes_only=False."
+            "demonstrations."
         )
     arrays = (np.concatenate(parts) for parts in (frames, actions, masks, origin))
     rows = Chunks(*arrays, instructions=[])

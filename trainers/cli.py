@@ -91,7 +91,7 @@ def main() -> None:
     commands: dict[str, Callable[..., Any]] = {"quickstart": _plain(quickstart, QuickstartConfig)}
     commands["wmpo"] = _plain(run_wmpo, WMPOConfig)
     commands |= {name: _plain(run_stage(name), WMPOConfig) for name in STAGES}
-    commands["train-world-model"] = _plain(own.train_world_model, own.WorldModelConfig)
+    commands["train-world-model"] = _plain(own.train_world_model, own.TrainWorldModelConfig)
     commands["train-success"] = _plain(own.train_success, own.EpisodesConfig)
     commands["publish"] = _plain(run_publish, PublishConfig)
     commands["bundle"] = _plain(ship, BundleConfig)

@@ -34,7 +34,7 @@ from wm_gym.runs import Run
 
 @dataclass(frozen=True, slots=True)
 class GRPOConfig:
-    """Settings of GRPO; the defaults are the `nano` preset, the paper's values stand beside."""
+    """Settings of GRPO; the defaults are the bundled run's, the paper's stand beside."""
 
     iterations: int = 40
     """Policy updates (paper: up to 100)."""
@@ -66,7 +66,7 @@ class GRPOConfig:
     dtype: str = "bfloat16"
     """Autocast of the policy, in play and in the update; "float32" turns it off."""
     eval_every: int = 20
-    """Iterations between greedy evaluations on the validation starts; 0 turns them off."""
+    """Iterations between greedy evaluations on the validation starts; 0: only before training."""
     eval_episodes: int = 64
     checkpoint_every: int = 1
     min_kept: float = 0.05
@@ -114,10 +114,14 @@ def check(config: GRPOConfig, num_envs: int, validation_envs: int | None = None)
             raise ValueError(
                 f"{name} must be a multiple of grpo.group_size ({config.group_size}), got {n}."
             )
-    if config.max_episodes is not None and config.max_episodes < num_envs:
+    if config.eval_every < 0:
+        raise ValueError(f"grpo.eval_every must be at least 0, got {config.eval_every}.")
+    before = 0 if validation_envs is not None else num_envs + max(num_envs, config.eval_episodes)
+    if config.max_episodes is not None and config.max_episodes < before + num_envs:
+        first = f" after the {before} that are played before training" if before else ""
         raise ValueError(
             f"grpo.max_episodes must allow one wave of {num_envs} episodes, those of all "
-            f"environments, got {config.max_episodes}; raise it, or make fewer environments."
+            f"environments{first}, got {config.max_episodes}; raise it, or make fewer environments."
         )
 
 

@@ -42,7 +42,7 @@ class EpisodesConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class WorldModelConfig(EpisodesConfig):
+class TrainWorldModelConfig(EpisodesConfig):
     """What a world model is trained on, and how."""
 
     init: str | None = None
@@ -51,7 +51,7 @@ class WorldModelConfig(EpisodesConfig):
     """Of a video transformer (presets `small` and `paper`); `--world-model` is of the others."""
 
 
-def train_world_model(config: WorldModelConfig) -> None:
+def train_world_model(config: TrainWorldModelConfig) -> None:
     """Train a world model on any recorded episodes, or as a stage of a run of WMPO."""
     if not config.episodes and config.init is not None:
         raise ValueError("--init goes on with a world model; name the new episodes to train it on.")
@@ -78,7 +78,7 @@ def train_world_model(config: WorldModelConfig) -> None:
 
 
 def fit_world_model(
-    config: WorldModelConfig, run: Run, everything: list[Episode], unfilmed: list[Episode]
+    config: TrainWorldModelConfig, run: Run, everything: list[Episode], unfilmed: list[Episode]
 ) -> dict[str, Any]:
     """Train a world model of the class that the preset has, or the weights to go on with."""
     if _is_video(config):
@@ -91,7 +91,7 @@ def fit_world_model(
     return wmpo.fit_world_model(config.run, run, everything, unfilmed, config.init)
 
 
-def _is_video(config: WorldModelConfig) -> bool:
+def _is_video(config: TrainWorldModelConfig) -> bool:
     if config.init is not None:
         return world_model_class(config.init) is VideoTransformer
     return isinstance(SIZES[config.run.preset], VideoTransformerConfig)
@@ -111,7 +111,7 @@ def _check_other(name: str, given: Any, usual: Any, instead: str) -> None:
 
 
 def fit_video_transformer(
-    config: WorldModelConfig, run: Run, everything: list[Episode]
+    config: TrainWorldModelConfig, run: Run, everything: list[Episode]
 ) -> dict[str, Any]:
     """Train a new video transformer, or go on with that of `init`, into the run folder."""
     torch.manual_seed(config.run.seed)

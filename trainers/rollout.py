@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.vector import AutoresetMode
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
@@ -32,13 +33,11 @@ class Batch:
 
     images: Tensor  # (T, n, H, W, 3) uint8, what the policy saw
     sample: Tensor  # (T, n, ...) opaque
-    log_prob: Tensor  # (T, n, events) float32, as the behaviour policy reported
     active: Tensor  # (T, n) bool: the row was still playing
     played: Tensor  # (T, n) int64: control steps really played of the chunk
     success: Tensor  # (n,) bool
     finish_step: Tensor  # (n,) int64: control steps until the end of the episode (or success)
     instructions: list[str]
-    starts: Tensor  # (n,) int64
 
     def token_mask(self, event_steps: Tensor) -> Tensor:
         """Events that were really played, (T, n, events): none after success, end or horizon."""
@@ -52,13 +51,11 @@ class Batch:
         return Batch(
             images=self.images[:t, rows],
             sample=self.sample[:t, rows],
-            log_prob=self.log_prob[:t, rows],
             active=active[:t],
             played=self.played[:t, rows],
             success=self.success[rows],
             finish_step=self.finish_step[rows],
             instructions=[self.instructions[i] for i in rows.tolist()],
-            starts=self.starts[rows],
         )
 
 
@@ -138,7 +135,6 @@ def collect(
     group_size: int,
     *,
     seed: int = 0,
-    greedy: bool = False,
     dtype: str = "float32",
     progress: bool = False,
 ) -> Batch:
@@ -148,7 +144,7 @@ def collect(
     function of `seed`, for environments whose noise is.
     """
     n = env.num_envs
-    _check_chunk(policy, env)
+    _check(policy, env)
     obs = start_groups(env, starts, group_size, seed)
     instructions = instructions_of(env)
     generator = _generator(policy, seed)
@@ -159,9 +155,7 @@ def collect(
     while not done.all():
         image, active = torch.as_tensor(obs["image"]), ~done
         with torch.inference_mode(), autocast(policy, dtype):  # not the environment
-            decision = act_where(
-                active, policy, obs, instructions, greedy=greedy, generator=generator
-            )
+            decision = act_where(active, policy, obs, instructions, generator=generator)
         obs, reward, terminated, truncated, info = env.step(_for_env(decision.action, obs, env))
         played = _played(info, policy.chunk, active)
         won |= active & (_array(reward) > 0)
@@ -169,7 +163,6 @@ def collect(
         length += played
         kept["images"].append(image.clone())
         kept["sample"].append(decision.sample.clone())
-        kept["log_prob"].append(decision.log_prob.clone())
         kept["active"].append(torch.from_numpy(active))
         kept["played"].append(torch.from_numpy(played))
         bar.update(int(done.sum()) - bar.n)
@@ -180,7 +173,6 @@ def collect(
         success=torch.from_numpy(won),
         finish_step=torch.from_numpy(length),
         instructions=instructions,
-        starts=torch.as_tensor(np.repeat(np.asarray(starts, np.int64), group_size)),
     )
 
 
@@ -214,31 +206,29 @@ def evaluate(
     env: gym.vector.VectorEnv,
     starts: Sequence[int],
     *,
-    greedy: bool = True,
     seed: int = 0,
     dtype: str = "float32",
     progress: bool = True,
 ) -> Evaluation:
-    """Play every start once, in waves of `num_envs`; success is ever having been rewarded.
+    """Play every start once, greedily, in waves of `num_envs`; success is ever being rewarded.
 
     Rows that a last, smaller wave leaves over stay frozen and cost nothing; only where there are
     fewer starts than environments do the rows left over play starts again, uncounted.
     """
     n = env.num_envs
-    _check_chunk(policy, env)
+    _check(policy, env)
     instructions = instructions_of(env)
     success, length = np.zeros(len(starts), bool), np.zeros(len(starts), np.int64)
     bar = tqdm(total=len(starts), desc="evaluate", unit="ep", disable=not progress, leave=False)
     for first in range(0, len(starts), n):
         wave = starts[first : first + n]
         count = len(wave)
-        generator = _generator(policy, seed, first)
         mask = np.arange(n) < count if first else None
         obs = start_groups(env, np.resize(wave, n), 1, draw_seeds(1, seed, first, 1)[0], mask)
         done, won, steps = np.arange(n) >= count, np.zeros(n, bool), np.zeros(n, np.int64)
         while not done.all():
             with torch.inference_mode(), autocast(policy, dtype):  # not the environment
-                action = policy.act(obs, instructions, greedy=greedy, generator=generator).action
+                action = policy.act(obs, instructions, greedy=True).action
             obs, reward, terminated, truncated, info = env.step(_for_env(action, obs, env))
             steps += _played(info, policy.chunk, ~done)
             won |= ~done & (_array(reward) > 0)
@@ -271,7 +261,12 @@ def _generator(policy: Policy, *words: int) -> Generator:
     return Generator(device=device_of(policy)).manual_seed(draw_seeds(1, *words, 2)[0])
 
 
-def _check_chunk(policy: Policy, env: gym.vector.VectorEnv) -> None:
+def _check(policy: Policy, env: gym.vector.VectorEnv) -> None:
+    if has_starts(env) and env.metadata.get("autoreset_mode") is AutoresetMode.SAME_STEP:
+        raise ValueError(
+            "Episodes are told by their last step, which SameStep keeps for final_info; make the "
+            "environment with autoreset_mode='disabled'."
+        )
     shape = env.single_action_space.shape or ()
     chunk = shape[0] if len(shape) == 2 else 1
     if chunk != policy.chunk:

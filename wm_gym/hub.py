@@ -113,16 +113,18 @@ class Pretrained:
     ) -> None:
         """Write config, weights and model card into `folder`, each aside and then renamed.
 
-        `dtype=torch.float16` halves the file; loading restores the model's own dtype. An existing
-        card is kept unless a `description`, `limits` (added to those of all models) or `metrics`
-        (name -> value) come with the call.
+        `dtype=torch.float16` halves the file, but leaves buffers as they are: scales of what is
+        measured. Loading restores the model's own dtype. An existing card is kept unless a
+        `description`, `limits` (added to those of all models) or `metrics` (name -> value) come
+        with the call.
         """
         assert isinstance(self, nn.Module)
         folder = Path(folder).expanduser()
+        learnt = dict(self.named_parameters())
         weights = {}
         for name, tensor in self.state_dict().items():
             stored = tensor.detach().to("cpu", copy=True).contiguous()
-            if dtype is not None and stored.is_floating_point():
+            if dtype is not None and name in learnt:
                 stored = stored.to(dtype)
                 if stored.isinf().any() and not tensor.isinf().any():
                     raise ValueError(f"{name} does not fit into {dtype}; save with a wider dtype.")

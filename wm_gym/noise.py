@@ -1,7 +1,8 @@
 """Randomness by counting: every draw is a pure function of (seed, episode, step, place).
 
-No generator is carried along, so what a row draws never depends on who else is in the batch, on
-the device or on what was drawn before.
+The step is that at which an action begins, or a chunk of them: its own steps are places. No
+generator is carried along, so what a row draws never depends on who else is in the batch, on the
+device or on what was drawn before.
 """
 
 from __future__ import annotations

@@ -69,8 +69,10 @@ class StartPool:
     def fingerprint(self) -> str:
         """Tell pools apart by what their starts are, for what refers to these by their numbers."""
         found = hashlib.sha256()
-        for array in (self.states, self.frames, self.past, *self.low_dim.values()):
+        for array in (self.states, self.frames, self.past):
             found.update(b"" if array is None else np.ascontiguousarray(array))
+        for key, rows in sorted(self.low_dim.items()):
+            found.update(key.encode() + np.ascontiguousarray(rows).tobytes())
         return found.hexdigest()[:16]
 
 

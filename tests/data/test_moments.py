@@ -52,11 +52,14 @@ def test_episodes_take_turns(make_episode):
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_what_only_some_episodes_measured_is_left_out(make_episode, order):
-    x, y = (np.zeros((4, 1), np.float32) for _ in range(2))
+def test_what_an_episode_does_not_say_is_nan(make_episode, order):
+    x, y = (np.full((4, 1), value, np.float32) for value in (1, 2))
     both = make_episode(t=3, low_dim={"robot0_x": x, "robot0_y": y})
     one = make_episode(t=3, low_dim={"robot0_x": x})
-    assert list(draw_moments([both, one][::order], 4, seed=0).low_dim) == ["robot0_x"]
+    found = draw_moments([both, one][::order], 4, seed=0).low_dim
+    assert list(found) == ["robot0_x", "robot0_y"] and found["robot0_x"].tolist() == [[1]] * 4
+    assert np.sort(found["robot0_y"][:, 0]).tolist()[:2] == [2, 2]
+    assert np.isnan(found["robot0_y"]).sum() == 2 and found["robot0_y"].dtype == np.float32
 
 
 def test_no_moment_comes_after_success(make_episode):
@@ -96,11 +99,23 @@ def test_a_moment_comes_with_what_the_robot_measures_there(make_episode):
     assert np.array_equal(hand[:, 0], levels(moments.frames)[:, -1])
 
 
-def test_a_pool_keeps_the_measurements_that_moments_have_too(pool):
+def test_a_pool_keeps_its_measurements_and_takes_those_of_the_moments(pool):
     known = {"hand": np.float32([[1], [2]]), "fingers": np.float32([[5], [6]])}
-    moments = Moments(np.zeros((1, 2, 4, 4, 3), np.uint8), {"hand": np.float32([[3]])})
-    more = with_moments(replace(pool, low_dim=known), moments)
-    assert {key: rows.tolist() for key, rows in more.low_dim.items()} == {"hand": [[1], [2], [3]]}
+    told = {"hand": np.float32([[3]]), "joints": np.float32([[7, 8]])}
+    moments = Moments(np.zeros((1, 2, 4, 4, 3), np.uint8), told)
+    found = with_moments(replace(pool, low_dim=known), moments).low_dim
+    assert list(found) == ["hand", "fingers", "joints"]
+    assert found["hand"].tolist() == [[1], [2], [3]]
+    assert found["fingers"][:2].tolist() == [[5], [6]] and np.isnan(found["fingers"][2]).all()
+    assert np.isnan(found["joints"][:2]).all() and found["joints"][2].tolist() == [7, 8]
+
+
+def test_a_pool_is_the_same_however_its_measurements_are_ordered(pool):
+    known = {"hand": np.float32([[1], [2]]), "fingers": np.float32([[5], [6]])}
+    turned = dict(reversed(known.items()))
+    one, same = (replace(pool, low_dim=rows).fingerprint() for rows in (known, turned))
+    swapped = dict(zip(known, turned.values(), strict=True))
+    assert one == same != replace(pool, low_dim=swapped).fingerprint()
 
 
 def test_moments_come_back_from_their_file(tmp_path):

@@ -81,6 +81,16 @@ def test_sampling_follows_the_probabilities():
     assert abs(sample.float().mean() - 0.75) < 0.03  # 7000 draws: 6 standard errors
 
 
+@pytest.mark.parametrize("total", [1 - 2e-7, 1 + 2e-7])
+def test_rounding_draws_no_bin_that_has_no_probability(policy, monkeypatch, total):
+    """Probabilities add up to a little less or more than 1 in float32, all of it in bin 3."""
+    log_p = torch.full((1, 14, policy.config.bins), -torch.inf)
+    log_p[..., 3] = math.log(total)
+    monkeypatch.setattr(policy, "_log_softmax", lambda _: log_p)
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.full((1, 14), 1 - 2.0**-24))
+    assert policy.act(see(1), ["lift"]).sample.tolist() == [[3] * 14]
+
+
 def test_logits_are_a_parabola_around_the_predicted_middle_by_hand():
     policy = TokenVLA(TokenVLAConfig(image_size=8, chunk=1, stem_width=4, width=8, heads=1, bins=4))
     torch.nn.init.zeros_(policy.bell.weight)

@@ -74,11 +74,6 @@ def test_failures_are_left_out():
     assert chunks.episode.tolist() == [1, 1]
 
 
-def test_failures_are_cloned_whole_when_asked_for():
-    chunks = bc.chunks_from([episode(3, None)], "lift", chunk=1, successes_only=False)
-    assert len(chunks.frames) == 3
-
-
 def test_nothing_to_clone_is_an_error():
     with pytest.raises(ValueError, match="at least one success"):
         bc.chunks_from([episode(3, None)], "lift", chunk=1)

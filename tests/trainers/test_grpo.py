@@ -104,6 +104,22 @@ def test_the_budget_of_episodes_is_kept(tmp_path):
     assert env.episodes == 64  # waves of 16
 
 
+def test_a_budget_that_is_spent_before_training_is_refused(tmp_path):
+    """16 episodes of groups and 16 greedy ones come first, where there is no validation."""
+    env = hard()
+    few, enough = (replace(CONFIG, iterations=9, max_episodes=n) for n in (47, 48))
+    with pytest.raises(ValueError, match="16 episodes, .* after the 32 that are played before"):
+        train(few, tmp_path / "few", env=env, validation=False)
+    assert env.episodes == 0
+    train(enough, tmp_path / "enough", env=env, validation=False)
+    assert env.episodes == 48
+
+
+def test_evaluations_at_negative_intervals_are_refused():
+    with pytest.raises(ValueError, match="grpo.eval_every must be at least 0, got -1"):
+        grpo.check(replace(CONFIG, eval_every=-1), 16, 8)
+
+
 def test_the_budget_is_kept_by_a_run_that_is_resumed_after_its_end(tmp_path):
     config = replace(CONFIG, iterations=50, max_episodes=70, checkpoint_every=20)
     train(config, tmp_path)  # ends after four waves of 16, long before a checkpoint is due

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from trainers import own, wmpo
-from trainers.own import EpisodesConfig, WorldModelConfig, files
+from trainers.own import EpisodesConfig, TrainWorldModelConfig, files
 from trainers.settings import WMPOConfig
 from wm_gym.data import Episode, EpisodeWriter
 from wm_gym.runs import Run
@@ -141,7 +141,7 @@ def test_a_folder_without_episodes_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("command", "made"),
-    [(own.train_world_model, WorldModelConfig), (own.train_success, EpisodesConfig)],
+    [(own.train_world_model, TrainWorldModelConfig), (own.train_success, EpisodesConfig)],
 )
 def test_the_episodes_named_are_trained_on_once(tmp_path, config, fits, capsys, command, made):
     paths = (record(tmp_path / "data" / "a.hdf5", (1, 2)), record(tmp_path / "b.hdf5", (3,)))
@@ -159,23 +159,23 @@ def test_files_without_pictures_teach_motion_alone(tmp_path, config, monkeypatch
         x = {"x": np.full((4, 1), 5, np.float32)}
         nothing = np.zeros((4, 0, 0, 3), np.uint8)
         writer.append(Episode(nothing, np.zeros((3, 7), np.float32), np.zeros(3, bool), low_dim=x))
-    own.train_world_model(WorldModelConfig((seen, unseen), config))
+    own.train_world_model(TrainWorldModelConfig((seen, unseen), config))
     filmed, unfilmed = found
     assert [e.frames.shape[1] for e in filmed] == [16, 16]
     assert [e.low_dim["x"][0, 0] for e in unfilmed] == [5]
     assert f"No pictures in {unseen}: only motion" in capsys.readouterr().out
 
     with pytest.raises(ValueError, match="No obs/agentview_image in .*b.hdf5. Name files"):
-        own.train_world_model(WorldModelConfig((unseen,), replace(config, out=tmp_path / "c")))
+        own.train_world_model(TrainWorldModelConfig((unseen,), replace(config, out=tmp_path / "c")))
 
 
 def test_other_episodes_need_another_folder(tmp_path, config, fits):
     first, second = (record(tmp_path / name, (1,)) for name in ("a.hdf5", "b.hdf5"))
-    own.train_world_model(WorldModelConfig(episodes=(first,), run=config))
+    own.train_world_model(TrainWorldModelConfig(episodes=(first,), run=config))
     with pytest.raises(
         ValueError, match=r"files: .*a\.hdf5.* there, .*b\.hdf5.* now.*another folder"
     ):
-        own.train_world_model(WorldModelConfig(episodes=(second,), run=config))
+        own.train_world_model(TrainWorldModelConfig(episodes=(second,), run=config))
 
 
 @pytest.mark.parametrize(
@@ -205,9 +205,9 @@ def test_an_interrupted_training_goes_on_with_what_it_began_with(
     assert fits == [([1], None)]
 
 
-def made(options: dict) -> WorldModelConfig:
+def made(options: dict) -> TrainWorldModelConfig:
     paths = tuple(map(Path, options["episodes"]))
-    return WorldModelConfig(**{**options, "episodes": paths})
+    return TrainWorldModelConfig(**{**options, "episodes": paths})
 
 
 def interrupted(*_) -> None:
@@ -218,21 +218,21 @@ def test_what_a_run_made_of_its_own_episodes_is_not_made_again(tmp_path, config,
     Run(config.out, config).once("train-world-model", dict)
     path = record(tmp_path / "a.hdf5", (1,))
     with pytest.raises(ValueError, match="trains on what it records itself; choose another --out"):
-        own.train_world_model(WorldModelConfig(episodes=(path,), run=config))
+        own.train_world_model(TrainWorldModelConfig(episodes=(path,), run=config))
     assert not fits
 
 
 def test_the_seed_of_the_run_is_that_of_a_video_transformer(tmp_path, config, fits):
     path, video = record(tmp_path / "a.hdf5", (1,)), VideoTrainingConfig(seed=1)
     with pytest.raises(ValueError, match="video.seed follows seed"):
-        own.train_world_model(WorldModelConfig(episodes=(path,), run=config, video=video))
+        own.train_world_model(TrainWorldModelConfig(episodes=(path,), run=config, video=video))
     assert not config.out.exists()
 
 
 @pytest.mark.parametrize(
     ("command", "made", "stage"),
     [
-        (own.train_world_model, WorldModelConfig, "train-world-model"),
+        (own.train_world_model, TrainWorldModelConfig, "train-world-model"),
         (own.train_success, EpisodesConfig, "train-success"),
     ],
 )
@@ -245,7 +245,7 @@ def test_without_episodes_it_is_the_stage_of_a_run(config, monkeypatch, command,
 
 def test_nothing_to_go_on_with_is_refused(config, fits):
     with pytest.raises(ValueError, match="name the new episodes"):
-        own.train_world_model(WorldModelConfig(run=config, init="lift"))
+        own.train_world_model(TrainWorldModelConfig(run=config, init="lift"))
     assert not fits
 
 
@@ -253,19 +253,19 @@ def test_an_unknown_preset_is_refused_before_anything_is_written(tmp_path, fits)
     path = record(tmp_path / "a.hdf5", (1,))
     config = WMPOConfig(preset="huge", out=tmp_path / "run")
     with pytest.raises(ValueError, match="preset must be one of"):
-        own.train_world_model(WorldModelConfig(episodes=(path,), run=config))
+        own.train_world_model(TrainWorldModelConfig(episodes=(path,), run=config))
     assert not (tmp_path / "run").exists() and not fits
 
 
 def test_a_new_model_takes_its_scale_from_the_episodes_and_a_tuned_one_keeps_it(tmp_path, config):
     first = record(tmp_path / "a.hdf5", (10, 10, 10, 10, 10))
-    own.train_world_model(WorldModelConfig(episodes=(first,), run=config))
+    own.train_world_model(TrainWorldModelConfig(episodes=(first,), run=config))
     new = WorldModel.from_pretrained(config.out / "world_model")
     assert new.body_mean.item() == pytest.approx(11.5, abs=0.01)  # 10, 11, 12, 13
     second = record(tmp_path / "b.hdf5", (200, 200, 200, 200, 200))
     out = WMPOConfig(preset="tiny", out=tmp_path / "tuned", world_model=QUICK)
     init = str(config.out / "world_model")
-    own.train_world_model(WorldModelConfig(episodes=(second,), run=out, init=init))
+    own.train_world_model(TrainWorldModelConfig(episodes=(second,), run=out, init=init))
     tuned = WorldModel.from_pretrained(out.out / "world_model")
     assert torch.equal(tuned.body_mean, new.body_mean) and torch.equal(tuned.body_std, new.body_std)
     pairs = zip(tuned.renderer.parameters(), new.renderer.parameters(), strict=True)
@@ -276,7 +276,7 @@ def test_the_preset_says_which_class_is_trained_and_a_classifier_learns_from_it(
     path = record(tmp_path / "a.hdf5", (10, 60, 110, 160, 210))
     judge = SuccessTrainingConfig(steps=1, batch_size=2, folds=2)
     run = WMPOConfig(preset="tiny-video", out=config.out, success=judge)
-    own.train_world_model(WorldModelConfig(episodes=(path,), run=run, video=QUICK_VIDEO))
+    own.train_world_model(TrainWorldModelConfig(episodes=(path,), run=run, video=QUICK_VIDEO))
     model = load_world_model(run.out / "world_model")
     assert type(model) is VideoTransformer
     assert replace(model.config, scaling_factor=VIDEO.scaling_factor) == VIDEO
@@ -293,7 +293,7 @@ def test_a_model_is_tuned_by_the_class_that_it_was_saved_as_whatever_the_preset(
     path = record(tmp_path / "a.hdf5", (10, 60, 110, 160, 210))
     settings = {"init": str(tmp_path / "new"), "video": QUICK_VIDEO}
     run = replace(config, world_model=WorldModelTrainingConfig())
-    own.train_world_model(WorldModelConfig(episodes=(path,), run=run, **settings))
+    own.train_world_model(TrainWorldModelConfig(episodes=(path,), run=run, **settings))
     tuned = load_world_model(config.out / "world_model")
     assert tuned.config == new.config
     changed = {
@@ -307,5 +307,5 @@ def test_a_model_is_tuned_by_the_class_that_it_was_saved_as_whatever_the_preset(
 def test_presets_of_video_transformers_are_for_files_of_ones_own(config):
     run = replace(config, preset="tiny-video")
     with pytest.raises(ValueError, match="preset must be one of"):
-        own.train_world_model(WorldModelConfig(run=run))
+        own.train_world_model(TrainWorldModelConfig(run=run))
     assert not run.out.exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gymnasium.vector import SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from policies.base import Act
 from tests.fakes import ScriptedEnv
@@ -64,7 +64,7 @@ def test_rows_that_are_done_are_not_decided_for():
     batch = collect(policy, ToyEnv(3, horizon=4), starts=[0, 1, 2], group_size=1)
     assert asked == [[0, 255, 0], [0, 0]]
     assert batch.sample.shape == (2, 3, 14)
-    assert batch.sample[1, 1].tolist() == [0] * 14 and batch.log_prob[1, 1].tolist() == [0] * 14
+    assert batch.sample[1, 1].tolist() == [0] * 14
     assert batch.sample[1, [0, 2]][:, [0, 7]].tolist() == [[2, 3]] * 2  # bins of 0.0 and of 0.5
 
 
@@ -74,14 +74,6 @@ def test_tokens_after_success_are_masked():
     mask = batch.token_mask(ToyPolicy().event_steps)
     assert mask.sum(-1).tolist() == [[14, 7], [14, 0]]
     assert mask[0, 1].tolist() == [True] * 7 + [False] * 7
-
-
-def test_log_probs_are_those_of_the_sample():
-    policy = ToyPolicy()
-    torch.nn.init.normal_(policy.table)
-    batch = collect(policy, ToyEnv(4), starts=[0, 1], group_size=2, seed=3)
-    again = policy.log_prob({"image": batch.images[0]}, batch.instructions, batch.sample[0])
-    assert torch.equal(batch.log_prob[0], again.detach())
 
 
 def test_a_seed_repeats_a_batch_and_another_does_not():
@@ -105,6 +97,14 @@ def test_wrong_chunk_is_refused():
         collect(ToyPolicy(chunk=1), ToyEnv(2), [0, 1], 1)
 
 
+@pytest.mark.parametrize("play", [lambda *x: collect(*x, group_size=1), evaluate])
+def test_a_world_that_resets_at_once_is_refused(play):
+    env = ToyEnv(2)
+    env.metadata["autoreset_mode"] = AutoresetMode.SAME_STEP
+    with pytest.raises(ValueError, match="make the environment with autoreset_mode='disabled'"):
+        play(ToyPolicy(), env, [0, 1])
+
+
 def test_wrong_group_count_is_refused():
     with pytest.raises(ValueError, match="2 groups of 3 need 6 environments, got 4"):
         collect(ToyPolicy(), ToyEnv(4), [0, 1], 3)
@@ -113,7 +113,7 @@ def test_wrong_group_count_is_refused():
 def test_take_cuts_to_what_the_rows_played():
     batch = collect(certain([0.0, 0.5]), ToyEnv(2, horizon=4), starts=[0, 1], group_size=1)
     won = batch.take(torch.tensor([1]))
-    assert won.images.shape[:2] == (1, 1) and won.starts.tolist() == [1]
+    assert won.images.shape[:2] == (1, 1) and won.success.tolist() == [True]
 
 
 def test_join_fills_shorter_batches_with_inactive_decisions():

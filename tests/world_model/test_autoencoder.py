@@ -65,7 +65,7 @@ def white(t: int) -> Episode:
 
 
 def test_what_a_reconstruction_is_worth_by_hand(monkeypatch, tiny_video):
-    """Of 3 pictures of each episode one is the first, which is equal; white comes out as 127."""
+    """Of 15 pictures 6, 2 of which are an episode's first and equal; white comes out as 127."""
     seen = []
 
     def halved(_, pictures: Tensor) -> Tensor:
@@ -75,10 +75,19 @@ def test_what_a_reconstruction_is_worth_by_hand(monkeypatch, tiny_video):
     monkeypatch.setattr(autoencoder, "reconstructed", halved)
     monkeypatch.setattr(autoencoder, "JUDGED", 6)
     found = reconstruction(VideoTransformer(tiny_video), [white(10), white(3)])
-    assert seen == [[255, 255, 0]] * 2
+    assert seen == [[0, 255, 255, 255], [0, 255]]  # the 0th, 3rd, 6th and 8th; 11 - 11 and 14 - 11
     equal, half = 20 * np.log10(255) + 20, 20 * np.log10(255 / 128)  # 1e-2 is the least error
     assert found["psnr"] == pytest.approx((equal + 2 * half) / 3, abs=0.01)
     assert found["psnr_moving"] == pytest.approx(half, abs=0.01)
+
+
+def test_a_reconstruction_is_judged_away_from_first_pictures_of_many_episodes(
+    monkeypatch, tiny_video
+):
+    monkeypatch.setattr(autoencoder, "reconstructed", lambda _, pictures: pictures // 2)
+    monkeypatch.setattr(autoencoder, "JUDGED", 4)
+    found = reconstruction(VideoTransformer(tiny_video), [white(3)] * 8)  # 0, 10, 21, 31 of 32
+    assert found["psnr_moving"] == pytest.approx(20 * np.log10(255 / 128), abs=0.01)
 
 
 @pytest.mark.parametrize("before", [1.0, 0.2])

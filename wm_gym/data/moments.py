@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,23 +23,18 @@ class Moments(NamedTuple):
     frames: np.ndarray
     """(m, T, H, W, 3) uint8: the first picture of the episode, then the last T - 1."""
     low_dim: dict[str, np.ndarray]
-    """What the robot measures of itself there, float32 (m, d) each, by robomimic's keys."""
+    """What the robot measures of itself there, float32 (m, d) each, by robomimic's keys; NaN where
+    an episode does not say."""
 
 
 def draw_moments(episodes: Sequence[Episode], count: int, seed: int) -> Moments:
-    """Draw `count` moments before success. Episodes take turns, so that each gives as many.
-
-    What only some of these episodes measured is left out.
-    """
+    """Draw `count` moments before success. Episodes take turns, so that each gives as many."""
     rng = np.random.default_rng([seed, 4])
     turns = np.resize(rng.permutation(len(episodes)), count)  # (count,) episode of each moment
     drawn = [(episodes[i], _moment(episodes[i], rng)) for i in turns]
-    known = set.intersection(*(set(e.low_dim) for e, _ in drawn))  # of all of them
-    own = [key for key in drawn[0][0].low_dim if key in known and key.startswith(ROBOT)]
-    return Moments(
-        np.stack([e.frames[_shown(t)] for e, t in drawn]),
-        {key: np.stack([e.low_dim[key][t] for e, t in drawn]) for key in own},
-    )
+    measured = [{k: v[[t]] for k, v in e.low_dim.items() if k.startswith(ROBOT)} for e, t in drawn]
+    frames = np.stack([e.frames[_shown(t)] for e, t in drawn])
+    return Moments(frames, _joined(measured, [1] * count))
 
 
 def with_moments(pool: StartPool, moments: Moments) -> StartPool:
@@ -47,8 +42,8 @@ def with_moments(pool: StartPool, moments: Moments) -> StartPool:
 
     A policy that practises from these meets real pictures of its own mistakes, and a world model
     need not imagine its way there (branched rollouts: Janner et al. 2019, arXiv 1906.08253). The
-    simulator state of a moment is NaN. Raises ValueError for pictures of
-    another size.
+    simulator state of a moment is NaN, and so is what only the pool's starts measure, or only the
+    moments. Raises ValueError for pictures of another size.
     """
     seen = moments.frames
     if seen.shape[2:] != pool.frames.shape[1:]:
@@ -59,15 +54,13 @@ def with_moments(pool: StartPool, moments: Moments) -> StartPool:
     at_rest = np.repeat(pool.frames[:, None], seen.shape[1], axis=1)
     pictures = np.concatenate([at_rest, seen])  # (s + m, T, H, W, 3)
     unknown = np.full((len(seen), pool.states.shape[1]), np.nan)
-    both = pool.low_dim.keys() & moments.low_dim.keys()
-    low_dim = {key: np.concatenate([pool.low_dim[key], moments.low_dim[key]]) for key in both}
     return StartPool(
         pictures[:, -1].copy(),
         np.concatenate([pool.states, unknown]),
         pool.task,
         pool.split,
         past=pictures[:, :-1].copy(),
-        low_dim=low_dim,
+        low_dim=_joined([pool.low_dim, moments.low_dim], [len(pool), len(seen)]),
     )
 
 
@@ -99,6 +92,21 @@ def load_moments(task: str, folder: Path | str | None = None) -> Moments:
         raise ValueError(
             f"{path} holds no moments ({error}); expected an array `frames` as save_moments writes."
         ) from error
+
+
+def _joined(
+    parts: Sequence[Mapping[str, np.ndarray]], lengths: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Put measurements, float32 (length, d) each, one after another; NaN where a part has none."""
+    widths = {key: rows.shape[1] for part in parts for key, rows in part.items()}
+
+    def rows(part: Mapping[str, np.ndarray], length: int, key: str) -> np.ndarray:
+        return part[key] if key in part else np.full((length, widths[key]), np.nan, np.float32)
+
+    return {
+        key: np.concatenate([rows(*each, key) for each in zip(parts, lengths, strict=True)])
+        for key in widths
+    }
 
 
 def _moment(episode: Episode, rng: np.random.Generator) -> int:

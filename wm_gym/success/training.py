@@ -36,7 +36,7 @@ class SuccessTrainingConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     near_miss_weight: float = 4.0
-    """Extra weight of the windows that end within `near` steps before a success."""
+    """Weight of the windows that end within `near` steps before a success."""
     near: int = 12
     imagined: int = 80
     """Steps of an episode that are imagined to choose the rule: later, what really came of it may

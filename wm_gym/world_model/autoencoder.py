@@ -104,13 +104,15 @@ def reconstruction(model: VideoTransformer, episodes: Sequence[Episode]) -> dict
     """How well pictures survive the autoencoder: PSNR in dB, means over pictures.
 
     Keys: `psnr` of all their pixels; `psnr_moving` of those near what differs from the episode's
-    first frame. About `JUDGED` pictures count, evenly spaced along the episodes.
+    first frame. At most `JUDGED` pictures count, evenly spaced along one episode after another.
     """
-    each = -(-JUDGED // len(episodes))
+    lengths = [len(episode.frames) for episode in episodes]
+    ends = np.cumsum(lengths)
+    chosen = np.linspace(0, ends[-1] - 1, min(JUDGED, ends[-1])).round().astype(int)
+    of = ends.searchsorted(chosen, side="right")  # the episode of each
     found, found_moving = [], []
-    for episode in episodes:
-        count = min(each, len(episode.frames))
-        places = np.linspace(len(episode), 0, count).round().astype(int)
+    for i in np.unique(of):
+        episode, places = episodes[i], chosen[of == i] - (ends[i] - lengths[i])
         pictures = torch.from_numpy(episode.frames[places])
         drawn = reconstructed(model, pictures)
         region = moving(pictures, torch.from_numpy(episode.frames[:1]))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -76,9 +77,16 @@ class Learner:
     def _loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         raise NotImplementedError
 
-    def averaged(self) -> Averaged:
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
         """Context in which the model has its averaged weights."""
-        return Averaged(self)
+        parameters = list(self.model.parameters())
+        self.average.store(parameters)
+        self.average.copy_to(parameters)
+        try:
+            yield
+        finally:
+            self.average.restore(parameters)
 
     def state(self, step: int) -> dict[str, Any]:
         """Everything that a resumed run needs."""
@@ -108,24 +116,6 @@ class Learner:
         return state["step"]
 
 
-class Averaged:
-    """Swaps the averaged weights in, and the trained ones back."""
-
-    def __init__(self, learner: Learner) -> None:
-        """Remember whose weights are swapped."""
-        self.learner = learner
-
-    def __enter__(self) -> None:
-        """Swap in."""
-        parameters = list(self.learner.model.parameters())
-        self.learner.average.store(parameters)
-        self.learner.average.copy_to(parameters)
-
-    def __exit__(self, *_: object) -> None:
-        """Swap back."""
-        self.learner.average.restore(self.learner.model.parameters())
-
-
 def learn(
     learner: Learner,
     run: Run,
@@ -144,8 +134,9 @@ def learn(
     config = learner.config
     bar = tqdm(total=config.steps, initial=first, desc=learner.name)
     losses, began = [], time.perf_counter()
+    waited = since_best(run.metrics(), f"eval/{score}")
     for step in range(first, config.steps):
-        if config.patience and since_best(run.metrics(), f"eval/{score}") >= config.patience:
+        if config.patience and waited >= config.patience:
             break
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         losses.append(learner.step(draw(step, generator), step, generator))
@@ -159,7 +150,8 @@ def learn(
         loss = sum(losses) / len(losses)
         figures = {f"eval/{name}": value for name, value in report.items()}
         run.log(done, {"train/loss": loss, "time/steps_per_second": speed} | figures)
-        if config.patience and not since_best(run.metrics(), f"eval/{score}"):
+        waited = since_best(run.metrics(), f"eval/{score}")
+        if config.patience and not waited:
             run.save(learner.state(done), "best")
         run.save(learner.state(done))
         bar.set_postfix({"loss": f"{loss:.4f}", **{k: report[name] for k, name in shown.items()}})
