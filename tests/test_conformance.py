@@ -441,6 +441,18 @@ def single(request) -> SingleEnv:
     return SingleEnv("Lift", chunk=request.param, starts=starts, render_mode="rgb_array", **models)
 
 
+def test_a_single_environment_names_its_own_shapes(single):
+    single.reset(seed=0)
+    shape = single.action_space.shape
+    with pytest.raises(ValueError) as told:
+        single.step(np.zeros((1, *shape), np.float32))
+    assert f"Actions must have shape {shape}, got {(1, *shape)}" in str(told.value)
+    with pytest.raises(ValueError, match=r"The start of one episode is one integer, got \[0\]"):
+        single.reset(options={"start": [0]})
+    with pytest.raises(ValueError, match=r"Reset options must be a dict, got \[1\]"):
+        single.reset(options=[1])
+
+
 @pytest.mark.filterwarnings("error")
 def test_gymnasiums_checker_has_nothing_to_say(single):
     check_env(single, skip_render_check=True)

@@ -237,6 +237,12 @@ def test_a_name_that_the_hub_cannot_have_is_not_found(name):
         Tiny.from_pretrained(name)
 
 
+def test_a_path_is_not_looked_up_on_the_hub(monkeypatch):
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *_, **__: pytest.fail("it was"))
+    with pytest.raises(FileNotFoundError, match="a path is not looked up on the Hub"):
+        Tiny.from_pretrained(Path("mine/world_model"))
+
+
 def test_a_fingerprint_tells_weights_config_and_precision_apart(tiny):
     other = Tiny(replace(tiny.config, other=Part((7,))))
     other.load_state_dict(tiny.state_dict())

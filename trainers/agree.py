@@ -23,7 +23,7 @@ from policies.base import Act, Policy
 from trainers.audit import AuditConfig, Models, first_starts, load_models, resolve
 from trainers.replay import DTYPE, ROWS
 from trainers.rollout import draw_seeds, evaluate, make_env
-from wm_gym.checks import check_count
+from wm_gym.checks import check_count, check_workers
 from wm_gym.evaluation.agreement import LEAST, agreement
 from wm_gym.evaluation.figures import plot_agreement
 from wm_gym.evaluation.paired import aligned, provenance, write_result
@@ -57,6 +57,7 @@ class AgreeConfig(AuditConfig):
 def agree(config: AgreeConfig) -> None:
     """Play policies in both worlds from the same starts: does imagined success tell the real?"""
     check_count("episodes", config.episodes)
+    check_workers(config.workers)
     config = settle(config)
     pool = first_starts(config)
     models = load_models(config)

@@ -23,7 +23,7 @@ from trainers.fresh import play_for_probe
 from trainers.replay import DTYPE, ROWS, Episodes, first_step, judge, play
 from trainers.rollout import autocast, make_env
 from trainers.wmpo import device
-from wm_gym.checks import check_count, check_pair
+from wm_gym.checks import check_count, check_pair, check_workers
 from wm_gym.evaluation.audit import Pair, examples, kind, report, table, video_name, write_pairs
 from wm_gym.evaluation.page import write_page
 from wm_gym.evaluation.paired import provenance, write_result
@@ -93,6 +93,7 @@ class Models(NamedTuple):
 def audit(config: AuditConfig) -> None:
     """Replay imagined episodes in robosuite: how many successes are hallucinated, or missed."""
     check_count("episodes", config.episodes)
+    check_workers(config.workers)
     config = resolve(config)
     pool = first_starts(config)
     models = load_models(config)

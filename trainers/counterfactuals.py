@@ -19,7 +19,7 @@ from trainers.audit import first_starts
 from trainers.replay import DTYPE, ROWS, first_step, play
 from trainers.rollout import make_env
 from trainers.wmpo import device
-from wm_gym.checks import check_count, check_pair
+from wm_gym.checks import check_count, check_pair, check_workers
 from wm_gym.data.collection import record_expert
 from wm_gym.data.episodes import load
 from wm_gym.errors import UserError
@@ -75,6 +75,7 @@ class CounterfactualsConfig:
 def counterfactuals(config: CounterfactualsConfig) -> None:
     """Perturb successful episodes and replay them in both worlds: are the failures imagined?"""
     check_count("episodes", config.episodes)
+    check_workers(config.workers)
     check_pair(config.world_model, config.success)
     pool = first_starts(config)
     bundle = get_task(config.task).name.lower()

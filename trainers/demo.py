@@ -17,7 +17,7 @@ import torch
 
 from policies.token import TokenVLA
 from trainers.rollout import make_env
-from wm_gym.checks import check_count
+from wm_gym.checks import check_count, check_seeds
 from wm_gym.evaluation.video import border, check_video_path, hold, tile, write_video
 from wm_gym.starts import load_starts
 from wm_gym.tasks import get_task
@@ -46,6 +46,7 @@ def demo(config: DemoConfig) -> None:
     """Film one episode an environment, tiled; a red border turns green with the success."""
     check_count("num_envs", config.num_envs)
     check_count("steps", config.steps)
+    check_seeds(config.seed, config.num_envs)
     check_video_path(config.out)
     if config.policy == "expert" and config.backend != "real":
         raise ValueError(

@@ -19,7 +19,7 @@ from torch import Tensor
 from policies.token import TokenVLA
 from trainers.fresh import play_aside, play_expert, play_for_probe, play_policy
 from trainers.wmpo import device
-from wm_gym.checks import check_count, check_limit, check_size
+from wm_gym.checks import check_count, check_limit, check_size, check_workers
 from wm_gym.data.episodes import Episode, load
 from wm_gym.data.windows import holdout_episodes
 from wm_gym.evaluation.fidelity import (
@@ -99,6 +99,7 @@ class FidelityConfig:
 def fidelity(config: FidelityConfig) -> None:
     """Replay held-out episodes in a world model: PSNR, SSIM, sharpness and drift by step."""
     check_count("steps", config.steps)
+    check_workers(config.workers)
     if config.long:
         check_count("long", config.long, len(load_starts(config.task, "validation")))
     check_count("probe.steps", config.probe.steps)

@@ -26,7 +26,7 @@ from trainers.replay import DTYPE, ROWS, begin
 from trainers.rollout import autocast, instructions_of, make_env
 from trainers.settings import WMPOConfig
 from trainers.wmpo import device, practise
-from wm_gym.checks import check_count, check_limit, check_share, check_unset
+from wm_gym.checks import check_count, check_limit, check_share, check_unset, check_workers
 from wm_gym.evaluation.audit import mistakes
 from wm_gym.evaluation.figures import plot_optimisation
 from wm_gym.evaluation.paired import aligned, provenance, write_result
@@ -141,6 +141,9 @@ def check(config: OveroptimizeConfig) -> None:
     """
     for name in ("iterations", "every", "episodes"):
         check_count(name, getattr(config, name))
+    check_workers(config.workers)
+    if not (config.run / "config.json").is_file():
+        raise FileNotFoundError(f"{config.run} is no run folder of `wm-gym wmpo`; name one.")
     if config.hold is not None:
         check_count("hold", config.hold)
     if config.threshold is not None:

@@ -39,6 +39,8 @@ class EpisodesConfig:
     pictures teach a world model how what is measured moves, and nothing else."""
     run: Annotated[WMPOConfig, tyro.conf.arg(name="")] = field(default_factory=WMPOConfig)
     """Where to, and the settings of the training."""
+    skip_bad: bool = False
+    """Leave out episodes and files that cannot be read, with a warning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,11 @@ def fit_video_transformer(
 def train_success(config: EpisodesConfig) -> None:
     """Train a success classifier on any recorded episodes, or as a stage of a run of WMPO."""
     _check(config)
+    if config.episodes and not (config.run.out / "world_model").is_dir():
+        raise ValueError(
+            f"{config.run.out} holds no world_model, whose state a success classifier reads; train "
+            f"it first: wm-gym train-world-model ... --out {config.run.out}"
+        )
     _train(
         "train-success",
         config,
@@ -157,20 +164,22 @@ def _train(
             "another --out for these files."
         )
     told = {"files": names, "preset": config.run.preset, "seed": config.run.seed, **options}
-    Run(begun, told, resume=True)
+    found = None if stage in done else _load(paths, config.run.facts.action_dim, config.skip_bad)
+    Run(begun, told, resume=True)  # not before they are read: a refusal leaves no trace
     run = open_run(config.run)
-    size = config.run.facts.action_dim
-    print(run.once(stage, lambda: {"files": names, **fit(run, *_load(paths, size))}))
+    print(run.once(stage, lambda: {"files": names, **fit(run, *found)}))
 
 
-def _load(paths: Sequence[Path], size: int) -> tuple[list[Episode], list[Episode]]:
+def _load(
+    paths: Sequence[Path], size: int, skip_bad: bool = False
+) -> tuple[list[Episode], list[Episode]]:
     """Load episodes with pictures, and those without: motion alone can learn from these.
 
     `size`: numbers of an action.
     """
     filmed, unfilmed = [], []
     for path in paths:
-        with EpisodeFile(path, pictures=False) as file:
+        with EpisodeFile(path, pictures=False, skip_bad=skip_bad) as file:
             (filmed if file.filmed else unfilmed).append(path)
     told = ", ".join(map(str, unfilmed))
     if not filmed:
@@ -180,7 +189,7 @@ def _load(paths: Sequence[Path], size: int) -> tuple[list[Episode], list[Episode
         )
     if unfilmed:
         print(f"No pictures in {told}: only motion can learn from these.")
-    found = load(filmed), load(unfilmed, pictures=False)
+    found = load(filmed, skip_bad=skip_bad), load(unfilmed, pictures=False, skip_bad=skip_bad)
     for episodes in found:
         check_played(episodes, size)
     return found

@@ -15,7 +15,7 @@ from policies.token import TokenVLA
 from trainers import grpo
 from trainers.rollout import autocast, evaluate, make_env
 from trainers.wmpo import device
-from wm_gym.checks import check_count
+from wm_gym.checks import check_count, check_workers
 from wm_gym.data.moments import load_moments, with_moments
 from wm_gym.evaluation.paired import provenance, result, run_row, table, write_result
 from wm_gym.evaluation.video import hold, side_by_side, tile, write_video
@@ -93,6 +93,7 @@ def check(config: QuickstartConfig) -> None:
     ImportError where the real test would find no robosuite.
     """
     check_count("episodes", config.episodes, len(load_starts(get_task(config.task).name, "test")))
+    check_workers(config.workers)
     grpo.check(config.grpo, config.imagined_envs, config.grpo.eval_episodes)
     if not (config.out / "results.json").exists():
         check_robosuite()

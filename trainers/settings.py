@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainers import bc, grpo
-from wm_gym.checks import DTYPES, check_choice, check_count, check_share, check_unset
+from wm_gym.checks import (
+    DTYPES,
+    check_choice,
+    check_count,
+    check_share,
+    check_unset,
+    check_workers,
+)
 from wm_gym.runs import Run, finished
 from wm_gym.success.training import SuccessTrainingConfig
 from wm_gym.tasks import Task, get_task
@@ -99,6 +106,9 @@ def check(config: WMPOConfig, presets: Iterable[str] = PRESETS) -> None:
     for name in ("clone", "world_model"):
         check_count(f"{name}.steps", getattr(config, name).steps)
         check_count(f"{name}.validate_every", getattr(config, name).validate_every)
+    for name in ("motion", "reading"):
+        check_count(f"world_model.{name}.steps", getattr(config.world_model, name).steps)
+    check_workers(config.workers)
     check_share("world_model.held_out", config.world_model.held_out)
     check_count("success.steps", config.success.steps)
     if config.success.folds < 2:

@@ -49,6 +49,12 @@ def check_count(name: str, value: Any, most: int | None = None) -> int:
     return count
 
 
+def check_workers(workers: int | None) -> None:
+    """Raise ValueError where so many simulator processes cannot be; None is one a core."""
+    if workers is not None:
+        check_count("workers", workers)
+
+
 def check_share(name: str, value: Any) -> float:
     """Return a number between 0 and 1, neither of them; raises ValueError otherwise."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < 1:
@@ -153,6 +159,8 @@ def check_actions(
 
 def check_options(options: dict[str, Any] | None) -> dict[str, Any]:
     """Return a shallow copy of reset options; raises ValueError for unknown or clashing ones."""
+    if not isinstance(options, dict | None):
+        raise ValueError(f"Reset options must be a dict, got {options!r}.")
     options = {k: v for k, v in (options or {}).items() if v is not None}
     if unknown := [key for key in options if key not in OPTIONS]:
         raise ValueError(f"Unknown reset options {unknown}; known ones: {', '.join(OPTIONS)}.")

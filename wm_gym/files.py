@@ -12,12 +12,12 @@ from pathlib import Path
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; it becomes `path` when the block ends well.
 
-    A kill at any moment leaves `path` as it was, and so do other processes that write it. The name
-    keeps its suffix, so that writers that choose a format by it agree.
+    A kill at any moment leaves `path` as it was, and the next writer clears up after it: there is
+    one at a time. The name keeps its suffix, so that writers that choose a format by it agree.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"partial.{os.getpid()}.{path.name}")
+    aside = path.with_name(f"partial.{path.name}")
     aside.unlink(missing_ok=True)
     try:
         yield aside

@@ -150,11 +150,13 @@ class Pretrained:
     ) -> Self:
         """Load a folder, a bundled model ("lift") or a Hub repository ("user/name"), in that order.
 
+        A `Path` is never looked up on the Hub.
+
         Returns the model in evaluation mode on `device` (CPU when None), in its own dtype whatever
         the file's. Raises FileNotFoundError (no such model), OSError (damaged weights) or
         ValueError (a model of another class, unknown config keys, weights that do not fit).
         """
-        config_file, weights_file = _find(str(name), cls.asset, revision)
+        config_file, weights_file = _find(name, cls.asset, revision)
         model = cls(_read_config(config_file, cls))  # type: ignore[call-arg]
         try:
             weights = load_file(weights_file)
@@ -218,13 +220,13 @@ def class_of(name: str | Path, asset: str, revision: str | None = None) -> str:
 
     `asset`: the bundled folder's name. Raises FileNotFoundError, and ValueError for a damaged file.
     """
-    kind, _ = _read_json(_find(str(name), asset, revision)[0])
+    kind, _ = _read_json(_find(name, asset, revision)[0])
     return kind or "model of another library"
 
 
-def _find(name: str, asset: str, revision: str | None) -> tuple[Path, Path]:
-    """Locate config and weights; downloads them when `name` is a Hub repository."""
-    folder = Path(name).expanduser()
+def _find(given: str | Path, asset: str, revision: str | None) -> tuple[Path, Path]:
+    """Locate config and weights; downloads them when a name is a Hub repository's."""
+    name, folder = str(given), Path(given).expanduser()
     if not all((folder / file).is_file() for file in (CONFIG, WEIGHTS)):  # such as a run's folder
         names = [n for n in (name, f"{name}/{asset}") if n in bundled()]
         folder = ASSETS / names[0] if names else folder
@@ -239,6 +241,8 @@ def _find(name: str, asset: str, revision: str | None) -> tuple[Path, Path]:
     ours = name.split("/")[0] in {task.lower() for task in TASKS}
     if ours:
         problem = f"names that begin with {name.split('/')[0]}/ are not looked up on the Hub"
+    elif isinstance(given, Path):
+        problem = "a path is not looked up on the Hub"
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         try:
             return tuple(

@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from wm_gym.checks import to_numpy
+from wm_gym.checks import check_options, to_numpy
 from wm_gym.registration import make_world
 from wm_gym.state import WorldState
 
@@ -36,14 +36,22 @@ class SingleEnv(gym.Env):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Begin a new episode; `seed` is the row seed of the vector environment."""
         super().reset(seed=seed)
-        given = {key: value for key, value in (options or {}).items() if value is not None}
-        options = {key: to_numpy(value)[None] for key, value in given.items()}
+        given = {key: to_numpy(value) for key, value in check_options(options).items()}
+        if "start" in given and given["start"].ndim:
+            raise ValueError(f"The start of one episode is one integer, got {options['start']!r}.")
+        options = {key: value[None] for key, value in given.items()}
         obs, info = self.world.reset(seed=seed, options=options)
         return _first(obs), _first(info)
 
     def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Play one action (7,), or one chunk (K, 7)."""
-        obs, reward, terminated, truncated, info = self.world.step(to_numpy(action)[None])
+        action = to_numpy(action)
+        if action.shape != self.action_space.shape:
+            raise ValueError(
+                f"Actions must have shape {self.action_space.shape}, got {action.shape}; `chunk` "
+                "says how many are played a step."
+            )
+        obs, reward, terminated, truncated, info = self.world.step(action[None])
         flags = bool(terminated[0]), bool(truncated[0])
         return _first(obs), float(reward[0]), *flags, _first(info)
 

@@ -131,8 +131,22 @@ def test_a_file_without_observations_has_none(tmp_path):
 def test_foreign_file_without_next_obs_has_one_transition_less(tmp_path):
     (episode,) = load(foreign(tmp_path / "a.hdf5"))
     assert len(episode) == 2 and episode.frames[:, 0, 0, 0].tolist() == [0, 1, 2]
-    assert episode.success.tolist() == [False, False]
+    assert episode.success.tolist() == [False, True]  # the third's: it stopped at its success
     assert episode.source == "demonstrations" and episode.start == -1 and episode.states is None
+
+
+def test_a_foreign_success_before_the_last_action_stays_where_it_was(tmp_path):
+    (episode,) = load(foreign(tmp_path / "a.hdf5", rewards=np.array([1.0, 0.0, 0.0])))
+    assert episode.success.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("told", ["null", "[1]"])
+def test_env_args_that_are_no_object_are_refused(tmp_path, told):
+    path = foreign(tmp_path / "a.hdf5")
+    with h5py.File(path, "a") as file:
+        file["data"].attrs["env_args"] = told
+    with pytest.raises(ValueError, match=r"a\.hdf5: .*'env_args'\] must be a JSON object"):
+        load(path)
 
 
 def test_foreign_file_with_next_obs_keeps_its_last_transition(tmp_path):
@@ -199,7 +213,7 @@ def test_the_rest_of_a_file_is_kept_after_an_episode_that_cannot_be_built(record
 
 
 @pytest.mark.parametrize(
-    ("rewards", "came"), [([0.1, 0.4, 1.0], "0.1 to 0.4"), ([0.0, 2.0, 0.0], "0 to 2")]
+    ("rewards", "came"), [([0.1, 0.4, 1.0], "0.1 to 1"), ([0.0, 2.0, 0.0], "0 to 2")]
 )
 def test_rewards_other_than_0_and_1_are_refused(tmp_path, rewards, came):
     path = foreign(tmp_path / "a.hdf5", rewards=np.array(rewards))

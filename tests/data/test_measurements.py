@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from wm_gym.data.measurements import faces, measurements
+from wm_gym.data.measurements import faces, measured, measurements
 
 
 def turned(axis: tuple[float, float, float], degrees: float) -> np.ndarray:
@@ -72,6 +72,16 @@ def test_columns_stand_side_by_side_and_some_are_made_into_others():
     found = measurements(low_dim, ("object[:3]", "hand", "faces:object[3:7]"), 2, "It")
     assert found[:, :5].tolist() == [[7, 8, 9, 1, 2], [7, 8, 9, 3, 4]]
     assert found[1, 5:8] == pytest.approx([0.5, 0.5, 1]) and found.dtype == np.float32
+
+
+def test_a_measurement_that_is_no_number_is_named(make_episode):
+    told = np.zeros((4, 2), np.float32)
+    episode = make_episode(t=3, low_dim={"hand": told})
+    assert measured(episode, ("hand[:1]",)).tolist() == [[0]] * 4
+    told[2, 1] = np.nan
+    assert measured(episode, ("hand[:1]",)).tolist() == [[0]] * 4  # it is not asked for
+    with pytest.raises(ValueError, match="3 steps long, .* no finite number at step 2, among"):
+        measured(episode, ("hand",))
 
 
 def test_what_is_not_recorded_is_named():

@@ -164,6 +164,12 @@ def test_holdout_of_a_source_does_not_depend_on_the_others():
     assert alone != holdout_episodes(["rollouts"] * 40, 0.2, seed=3)
 
 
+def test_holdout_of_few_episodes_leaves_two_to_compare():
+    assert len(holdout_episodes(["play"] * 18, 0.08, seed=0)) == 2  # 1.44
+    assert len(holdout_episodes(["play"] * 2, 0.08, seed=0)) == 1
+    assert len(holdout_episodes(["play"] * 9 + ["rollouts"] * 9, 0.08, seed=0)) == 2
+
+
 def test_holdout_of_single_episodes_is_refused():
     with pytest.raises(ValueError, match="none has two episodes"):
         holdout_episodes(["a", "b"], 0.5, seed=0)

@@ -113,6 +113,22 @@ def test_filter_keys_that_others_added_survive_a_continuation(tmp_path, make_epi
     assert masks.pop("success") == [b"demo_0", b"demo_1"] and len(masks) == 1
 
 
+def test_a_foreign_file_keeps_its_successes_when_it_is_continued(tmp_path, make_episode):
+    """Its episodes do not say whether they succeeded, nor how long they are: its mask does."""
+    path = tmp_path / "a.hdf5"
+    with EpisodeWriter(path, {}) as writer:
+        for success in ((0,), ()):
+            writer.append(make_episode(t=3, success=success))
+    with h5py.File(path, "a") as file:
+        for demo in file["data"].values():
+            del demo.attrs["wm_success"], demo.attrs["num_samples"]
+    with EpisodeWriter(path, {}) as writer:
+        writer.append(make_episode(t=2, success=(0,)))
+    with h5py.File(path) as file:
+        assert file["mask/success"][:].tolist() == [b"demo_0", b"demo_2"]
+        assert file["data"].attrs["total"] == 3 + 3 + 2
+
+
 def test_a_file_that_lacks_an_episode_is_not_continued(tmp_path, make_episode):
     path = tmp_path / "a.hdf5"
     with EpisodeWriter(path, {}) as writer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -305,6 +306,14 @@ def test_a_closed_pool_has_no_process_and_refuses_requests(patch):
     assert process.returncode is not None
     with pytest.raises(RuntimeError, match="closed"):
         workers.map("add", [(1, 1)])
+
+
+def test_a_pool_that_is_dropped_leaves_no_process(patch):
+    workers = SimulationPool(get_task("Lift"), 1)
+    process = workers._processes[0]._process
+    del workers
+    gc.collect()
+    assert process.returncode is not None
 
 
 @pytest.mark.parametrize("way", ["hang", "stop"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -145,10 +146,30 @@ def test_a_folder_without_episodes_is_refused(tmp_path):
 )
 def test_the_episodes_named_are_trained_on_once(tmp_path, config, fits, capsys, command, made):
     paths = (record(tmp_path / "data" / "a.hdf5", (1, 2)), record(tmp_path / "b.hdf5", (3,)))
+    (config.out / "world_model").mkdir(parents=True)  # that a classifier would read
     for _ in range(2):
         command(made(episodes=(tmp_path / "data", paths[1]), run=config))
     assert fits == [([1, 2, 3], None)]
     assert capsys.readouterr().out.count("'fit': 1") == 2
+
+
+def test_a_classifier_without_a_world_model_is_refused(tmp_path, config, fits):
+    path = record(tmp_path / "a.hdf5", (1,))
+    with pytest.raises(ValueError, match="holds no world_model.*train-world-model ... --out"):
+        own.train_success(EpisodesConfig(episodes=(path,), run=config))
+    assert not fits and not config.out.exists()
+
+
+def test_bad_episodes_are_refused_without_a_trace_and_left_out_when_asked(tmp_path, config, fits):
+    path = record(tmp_path / "a.hdf5", (1, 2))
+    with h5py.File(path, "a") as file:
+        file["data/demo_0"].attrs["num_samples"] = 9
+    with pytest.raises(ValueError, match=r"1 bad episode.* \(commands: --skip-bad\)"):
+        own.train_world_model(TrainWorldModelConfig(episodes=(path,), run=config))
+    assert not config.out.exists()
+    with pytest.warns(UserWarning, match="left out demo_0"):
+        own.train_world_model(TrainWorldModelConfig(episodes=(path,), run=config, skip_bad=True))
+    assert fits == [([2], None)]
 
 
 def test_files_without_pictures_teach_motion_alone(tmp_path, config, monkeypatch, capsys):

@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 
 IMAGE = "agentview_image"
-_MEND = "Fetch or record it again, or leave it out with load(..., skip_bad=True)."
+_MEND = "Fetch or record it again, or leave it out with load(..., skip_bad=True) or --skip-bad."
 _REWARDS = (
     "Expected rewards of 0 and 1, 1 where the task is done: shaped ones do not say when that is. "
     "Convert the file with robomimic's dataset_states_to_obs.py, without --shaped."
@@ -120,6 +120,11 @@ class EpisodeFile:
             raise ValueError(
                 f"{self.path}: data.attrs['env_args'] is not JSON: {error}."
             ) from error
+        if not isinstance(self.env_args, dict):
+            raise ValueError(
+                f"{self.path}: data.attrs['env_args'] must be a JSON object as robomimic writes "
+                f"it, got {self.env_args!r}; write it anew, or remove it."
+            )
         if (self.env_args.get("env_kwargs") or {}).get("reward_shaping"):
             raise ValueError(f"{self.path}: env_args say reward_shaping. {_REWARDS}")
         self.lengths: list[int] = []
@@ -134,7 +139,7 @@ class EpisodeFile:
         if bad and not skip_bad:
             raise ValueError(
                 f"{self.path}: {len(bad)} bad episode(s): {'; '.join(bad[:5])}. "
-                "Record them again, or pass skip_bad=True to leave them out."
+                "Record them again, or leave them out with skip_bad=True (commands: --skip-bad)."
             )
         if bad:
             warnings.warn(f"{self.path}: left out {'; '.join(bad)}", stacklevel=2)
@@ -188,14 +193,18 @@ class EpisodeFile:
     def success(self, i: int) -> np.ndarray:
         """Whether the task was done after each action of episode i: reward 1; (t,) bool.
 
-        All False where there are no rewards; ValueError where one is neither 0 nor 1.
+        A success on a last action that is left out, because nobody recorded what came of it, is
+        told of the one before: recordings often stop there. All False where there are no rewards;
+        ValueError where one is neither 0 nor 1.
         """
         demo, t = self._demo(i), self.lengths[i]
         with self._reading(i):
-            rewards = demo["rewards"][:t] if "rewards" in demo else np.zeros(t)
+            rewards = demo["rewards"][: t + 1] if "rewards" in demo else np.zeros(t)
         if not np.isin(rewards, (0, 1)).all():
             raise ValueError(f"Rewards go from {rewards.min():g} to {rewards.max():g}. {_REWARDS}")
-        return rewards > 0
+        success = rewards[:t] > 0
+        success[-1] |= rewards[-1] > 0
+        return success
 
     def low_dim(self, i: int) -> dict[str, np.ndarray]:
         """The observations of episode i that are no pictures, fresh, (t + 1, d) float32 each."""

@@ -11,9 +11,16 @@ from wm_gym.data.episodes import Episode
 
 
 def measured(episode: Episode, names: Sequence[str]) -> np.ndarray:
-    """`measurements` of an episode, float32 (t + 1, p)."""
+    """`measurements` of an episode, float32 (t + 1, p); ValueError also where one is no number."""
     whose = f"An episode of {episode.source!r}"
-    return measurements(episode.low_dim, names, len(episode) + 1, whose)
+    found = measurements(episode.low_dim, names, len(episode) + 1, whose)
+    if not np.isfinite(found).all():
+        step = int(np.flatnonzero(~np.isfinite(found).all(1))[0])
+        raise ValueError(
+            f"{whose}, {len(episode)} steps long, has a measurement that is no finite number at "
+            f"step {step}, among {', '.join(names)}. Record it again, or leave it out."
+        )
+    return found
 
 
 def measurements(
@@ -25,7 +32,7 @@ def measurements(
     of such a name stands, where there is one, what of DERIVED is made of it: "faces:object[3:7]".
     """
     keyed = [_parts(name) for name in names]
-    missing = [key for _, key, _ in keyed if key not in low_dim]
+    missing = dict.fromkeys(key for _, key, _ in keyed if key not in low_dim)
     if missing:
         raise ValueError(
             f"{whose} holds no {', '.join(missing)}; it has {sorted(low_dim) or 'pictures alone'}. "

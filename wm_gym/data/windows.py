@@ -116,14 +116,16 @@ class Windows:
 def holdout_episodes(sources: Sequence[str], fraction: float, seed: int) -> list[int]:
     """Episodes to hold out: round(fraction * n) of each source, at least 1 and at most n - 1.
 
-    Which ones of a source does not depend on what other sources there are.
+    Of a single source at least 2: a replay is compared with that of another episode. Which ones of
+    a source does not depend on what others there are, as long as there are any.
     """
     check_share("fraction", fraction)
     held: list[int] = []
+    least = 2 if len(set(sources)) == 1 else 1
     for source in sorted(set(sources)):
         rng = np.random.default_rng([seed, *source.encode()])
         of_source = [i for i, s in enumerate(sources) if s == source]
-        count = min(max(round(fraction * len(of_source)), 1), len(of_source) - 1)
+        count = min(max(round(fraction * len(of_source)), least), len(of_source) - 1)
         held += rng.permutation(of_source)[:count].tolist()
     if not held:
         raise ValueError(f"Nothing to hold out of sources {list(sources)}: none has two episodes.")

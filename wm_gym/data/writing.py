@@ -101,7 +101,7 @@ class EpisodeWriter:
                     for part in parts:
                         with h5py.File(part, "r") as one:
                             one.copy(f"data/{part.stem}", data)
-                    data.attrs["total"] = sum(int(d.attrs["num_samples"]) for d in data.values())
+                    data.attrs["total"] = sum(len(demo["actions"]) for demo in data.values())
                     _write_masks(file)
             self._merged = self._count
         shutil.rmtree(self.parts, ignore_errors=True)
@@ -151,16 +151,20 @@ def _write(demo: h5py.Group, episode: Episode) -> None:
 
 
 def _write_masks(file: h5py.File) -> None:
-    """Write the filter keys of sources and of success anew; others in the file stay as they are."""
+    """Write the filter keys of sources and of success anew; others in the file stay as they are.
+
+    An episode that does not say whether it succeeded stays in "success" if it was there.
+    """
+    kept = file.require_group("mask")
     masks: dict[str, list[bytes]] = {}
+    succeeded = set(kept["success"][:]) if "success" in kept else set()
     for name in sorted(file["data"], key=number):
         attributes = file["data"][name].attrs
         masks.setdefault(str(attributes.get("wm_source", "demonstrations")), []).append(
             name.encode()
         )
-        if attributes.get("wm_success", False):
+        if attributes.get("wm_success", name.encode() in succeeded):
             masks.setdefault("success", []).append(name.encode())
-    kept = file.require_group("mask")
     for key, names in masks.items():
         kept.pop(key, None)
         kept[key] = np.array(names)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import wait
@@ -51,6 +52,7 @@ class SimulationPool:
         self._arguments = (task, full_meshes)
         self._lock = threading.Lock()
         self._processes: list[_Process] = []
+        self._end_all = weakref.finalize(self, _close_all, self._processes, os.getpid())
         try:
             for number in range(self.workers):
                 self._processes.append(_Process(self._arguments, number))
@@ -105,8 +107,7 @@ class SimulationPool:
 
     def close(self) -> None:
         """End all processes, busy ones too; safe to call twice."""
-        while self._processes:
-            self._processes.pop().close()
+        self._end_all()
 
     def _hand_out(self, name: str, requests: Sequence[tuple], waiting: deque[int]) -> None:
         if not self._processes:
@@ -136,6 +137,12 @@ class SimulationPool:
         self._processes[process.number] = _Process(self._arguments, process.number, failures)
         if failures >= 2:
             raise UserError(f"No simulator could be started: {why}")
+
+
+def _close_all(processes: list[_Process], owner: int) -> None:
+    """End processes when their pool is closed, or dropped; a fork's copy of it is not theirs."""
+    while processes and os.getpid() == owner:
+        processes.pop().close()
 
 
 class _Process:

@@ -90,6 +90,8 @@ def train_world_model(
     another size than the model's.
     """
     check_size(episodes, model.config.image_size)
+    for episode in (*episodes, *unfilmed):  # an hour before the last of them is asked
+        measured(episode, model.config.body)
     fit, judged = set_aside(episodes, config.held_out, config.seed)
     compared = steps_to_judge(judged)
     never_seen = {e.source for e in unfilmed} - {e.source for e in fit}
