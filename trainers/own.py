@@ -40,7 +40,7 @@ class EpisodesConfig:
     run: Annotated[WMPOConfig, tyro.conf.arg(name="")] = field(default_factory=WMPOConfig)
     """Where to, and the settings of the training."""
     skip_bad: bool = False
-    """Leave out episodes and files that cannot be read, with a warning."""
+    """Leave out episodes that cannot be read, with a warning."""
 
 
 @dataclass(frozen=True, slots=True)

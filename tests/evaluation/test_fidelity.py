@@ -196,6 +196,8 @@ def test_replays_are_judged_at_the_steps_that_two_episodes_have():
 
 
 def test_a_single_episode_is_refused():
+    with pytest.raises(ValueError, match="takes 2; got 1. Pass more episodes, at least 3"):
+        steps_to_judge([brighten(0, 16)])
     with pytest.raises(ValueError, match="2 episodes of at least 16 steps, got 1 of 2"):
         replay_report(FakeWorldModel(), [brighten(0, 16), brighten(1, 15)], steps=(8, 16))
 

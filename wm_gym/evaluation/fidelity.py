@@ -98,7 +98,12 @@ def long_enough(episodes: Sequence[Episode], steps: int = max(STEPS)) -> list[Ep
 
 
 def steps_to_judge(episodes: Sequence[Episode]) -> tuple[int, ...]:
-    """Those of `STEPS` that 2 episodes have at least; raises ValueError where it is none."""
+    """Those of `STEPS` that 2 held-out episodes have at least; ValueError where it is none."""
+    if len(episodes) < 2:
+        raise ValueError(
+            f"Held-out episodes are compared with one another, which takes 2; got {len(episodes)}. "
+            "Pass more episodes, at least 3 of one source, or hold out a larger share (held_out)."
+        )
     long_enough(episodes, min(STEPS))
     return tuple(step for step in STEPS if sum(len(e) >= step for e in episodes) >= 2)
 
