@@ -261,8 +261,8 @@ def test_training_ends_with_the_averaged_weights(small, squares, tmp_path):
 
 def test_a_single_episode_to_judge_by_is_refused_before_training(small, tmp_path, monkeypatch):
     interrupted(monkeypatch, at=0)
-    with pytest.raises(ValueError, match="2 episodes of at least 1 steps, got 1 of 1"):
-        train_world_model(small(0), [square(s) for s in range(10)], SHORT, Run(tmp_path))
+    with pytest.raises(ValueError, match="compared with one another, which takes 2; got 1"):
+        train_world_model(small(0), [square(s) for s in range(2)], SHORT, Run(tmp_path))
 
 
 def test_short_episodes_are_judged_at_the_steps_that_they_have(small, tmp_path):
