@@ -27,7 +27,7 @@ from trainers.rollout import (
     evaluate,
     join,
 )
-from wm_gym.checks import DTYPES, check_choice, check_count, check_limit
+from wm_gym.checks import DTYPES, check_choice, check_count, check_limit, check_not_negative
 from wm_gym.errors import UserError
 from wm_gym.runs import Run
 
@@ -114,8 +114,7 @@ def check(config: GRPOConfig, num_envs: int, validation_envs: int | None = None)
             raise ValueError(
                 f"{name} must be a multiple of grpo.group_size ({config.group_size}), got {n}."
             )
-    if config.eval_every < 0:
-        raise ValueError(f"grpo.eval_every must be at least 0, got {config.eval_every}.")
+    check_not_negative("grpo.eval_every", config.eval_every)
     before = 0 if validation_envs is not None else num_envs + max(num_envs, config.eval_episodes)
     if config.max_episodes is not None and config.max_episodes < before + num_envs:
         first = f" after the {before} that are played before training" if before else ""

@@ -170,9 +170,7 @@ def _train(
     print(run.once(stage, lambda: {"files": names, **fit(run, *found)}))
 
 
-def _load(
-    paths: Sequence[Path], size: int, skip_bad: bool = False
-) -> tuple[list[Episode], list[Episode]]:
+def _load(paths: Sequence[Path], size: int, skip_bad: bool) -> tuple[list[Episode], list[Episode]]:
     """Load episodes with pictures, and those without: motion alone can learn from these.
 
     `size`: numbers of an action.

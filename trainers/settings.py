@@ -11,6 +11,7 @@ from wm_gym.checks import (
     DTYPES,
     check_choice,
     check_count,
+    check_not_negative,
     check_share,
     check_unset,
     check_workers,
@@ -129,8 +130,7 @@ def check(config: WMPOConfig, presets: Iterable[str] = PRESETS) -> None:
 def _check_starts(config: WMPOConfig) -> None:
     """Raise ValueError where real episodes are asked for that there are no starts for."""
     for name in ("play", "unfilmed", "moments"):
-        if getattr(config, name) < 0:
-            raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}.")
+        check_not_negative(name, getattr(config, name))
     check_count("budget", config.budget, STARTS["train"])
     check_count("demonstrations", config.demonstrations, STARTS["train"] - min(config.play, 1))
 

@@ -49,6 +49,12 @@ def check_count(name: str, value: Any, most: int | None = None) -> int:
     return count
 
 
+def check_not_negative(name: str, value: float) -> None:
+    """Raise ValueError for a number below 0."""
+    if value < 0:
+        raise ValueError(f"{name} must be at least 0, got {value}.")
+
+
 def check_workers(workers: int | None) -> None:
     """Raise ValueError where so many simulator processes cannot be; None is one a core."""
     if workers is not None:
