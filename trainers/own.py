@@ -40,7 +40,7 @@ class EpisodesConfig:
     run: Annotated[WMPOConfig, tyro.conf.arg(name="")] = field(default_factory=WMPOConfig)
     """Where to, and the settings of the training."""
     skip_bad: bool = False
-    """Leave out episodes that cannot be read, with a warning."""
+    """Leave out episodes, and whole files, that cannot be read, with a warning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +177,13 @@ def _load(paths: Sequence[Path], size: int, skip_bad: bool) -> tuple[list[Episod
     """
     filmed, unfilmed = [], []
     for path in paths:
-        with EpisodeFile(path, pictures=False, skip_bad=skip_bad) as file:
-            (filmed if file.filmed else unfilmed).append(path)
+        try:
+            with EpisodeFile(path, pictures=False, skip_bad=skip_bad) as file:
+                (filmed if file.filmed else unfilmed).append(path)
+        except (OSError, ValueError):
+            if not skip_bad:
+                raise
+            filmed.append(path)  # `load` leaves it out, and says why
     told = ", ".join(map(str, unfilmed))
     if not filmed:
         raise ValueError(

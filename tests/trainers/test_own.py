@@ -172,6 +172,18 @@ def test_bad_episodes_are_refused_without_a_trace_and_left_out_when_asked(tmp_pa
     assert fits == [([2], None)]
 
 
+def test_a_file_that_is_cut_short_is_left_out_when_asked(tmp_path, config, fits):
+    good, cut = record(tmp_path / "a.hdf5", (1, 2)), tmp_path / "b.hdf5"
+    cut.write_bytes(good.read_bytes()[:100])
+    with pytest.raises(OSError, match=r"b\.hdf5 is not a whole HDF5 file.*--skip-bad"):
+        own.train_world_model(TrainWorldModelConfig(episodes=(good, cut), run=config))
+    with pytest.warns(UserWarning, match=r"Left out .*b\.hdf5 is not a whole HDF5 file"):
+        own.train_world_model(
+            TrainWorldModelConfig(episodes=(good, cut), run=config, skip_bad=True)
+        )
+    assert fits == [([1, 2], None)]
+
+
 def test_files_without_pictures_teach_motion_alone(tmp_path, config, monkeypatch, capsys):
     found = []
     monkeypatch.setattr(wmpo, "fit_world_model", lambda *given: found.extend(given[2:4]) or {})
