@@ -279,7 +279,10 @@ def _audited(content: Mapping[str, Any]) -> tuple[list, list]:
         ("usable horizon, control steps", f"{content['usable_horizon']} ({why})"),
         (f"Pearson's r of imagined and real success, {policies}", f"{r['value']:.2f}{interval}"),
         (f"MMRV (mean maximum rank violation), {policies}", f"{content['mmrv']:.3f}"),
-        (f"AUROC of imagined success, {perturbed}", f"{content['counterfactual_auroc']:.3f}"),
+        (
+            f"AUROC of imagined success, {perturbed}",
+            f"{content['counterfactual_auroc_perturbed']:.3f}",
+        ),
         (
             "optimism: of those that fail in robosuite, imagined as successes",
             _rate(optimism) if optimism else "–",
@@ -320,13 +323,13 @@ def overoptimization(content: Mapping[str, Any]) -> str:
     head = ("iterations", "imagined", "real", "imagined − real", "hallucinated", "missed")
     parts, misleads = content["parts_at"], content["misleads_at"]
     if parts is None:
-        verdict = "Imagined success does not become optimistic; "
+        verdict = "That imagined success becomes optimistic is not shown; "
     else:
-        verdict = f"Imagined success is optimistic from iteration {parts}; "
+        verdict = f"Imagined success has become optimistic at iteration {parts}; "
     if misleads is None:
-        verdict += "no increase in hallucinated successes is shown."
+        verdict += "neither is that hallucinated successes become more frequent."
     else:
-        verdict += f"hallucinated successes are more frequent from iteration {misleads}."
+        verdict += f"hallucinated successes are more frequent at iteration {misleads}."
     return f"{_table(head, lines)}\n\n{verdict} {_made(content)} {_machine(content)}"
 
 

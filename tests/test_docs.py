@@ -211,13 +211,16 @@ def test_speed_in_short_has_chunks_in_many_environments_of_all_machines(pages, t
 
 @pytest.mark.parametrize(
     ("parts_at", "verdict"),
-    [(None, "does not become optimistic"), (20, "is optimistic from iteration 20")],
+    [
+        (None, "That imagined success becomes optimistic is not shown"),
+        (20, "Imagined success has become optimistic at iteration 20"),
+    ],
 )
 @pytest.mark.parametrize(
     ("misleads_at", "told"),
     [
-        (None, "no increase in hallucinated successes is shown"),
-        (40, "hallucinated successes are more frequent from iteration 40"),
+        (None, "neither is that hallucinated successes become more frequent"),
+        (40, "hallucinated successes are more frequent at iteration 40"),
     ],
 )
 def test_overoptimization_shows_both_worlds_by_iteration(
@@ -232,7 +235,7 @@ def test_overoptimization_shows_both_worlds_by_iteration(
     page = pages.fill("<!-- overoptimization:begin --><!-- overoptimization:end -->", tmp_path)
     assert "| 20 | 50.0 % [15.0, 85.0] (n = 4) | 75.0 % [15.0, 85.0] (n = 4) | -1.5 points" in page
     assert "-1.5 points [-4.0, 1.0] | – | 50.0 % [15.0, 85.0] (n = 4) |" in page
-    assert f"Imagined success {verdict}; {told}. Made by" in page
+    assert f"{verdict}; {told}. Made by" in page
 
 
 def test_agreement_shows_every_policy_and_how_they_rank(pages, tmp_path):
@@ -316,6 +319,7 @@ def audited() -> dict:
         "policies": 10,
         "pearson_r": {"value": 0.951, "low": 0.8, "high": 0.99},
         "counterfactual_optimism": {**rate, "rate": 0.35},
+        "counterfactual_auroc_perturbed": 0.85,
         "counterfactual_sequences": 96,
         "measured": {
             "audit": {**ORIGIN, "command": "wm-gym audit", "split": "test"},
@@ -331,7 +335,7 @@ def test_an_audit_is_a_table_of_its_figures(pages, tmp_path, audited):
     assert "| real failures imagined as successes | 10.0 % [5.5, 17.4] (n = 100) |" in page
     assert "| never grasped 7, late 3 |" in page.replace("hallucinated successes ", "")
     assert "10 policies | 0.95 [0.80, 0.99] |" in page
-    assert "held-out families | 0.900 |\n" in page
+    assert "held-out families | 0.850 |\n" in page
     assert "fail in robosuite, imagined as successes | 35.0 % [5.5, 17.4] (n = 100) |" in page
     assert "\n- audit: test starts, by `wm-gym audit` at commit `0123456789ab`\n" in page
     assert "\n- agreement: validation starts, by `wm-gym agree`" in page

@@ -30,7 +30,7 @@ from wm_gym.checks import check_count, check_limit, check_share, check_unset, ch
 from wm_gym.evaluation.audit import mistakes
 from wm_gym.evaluation.figures import plot_optimisation
 from wm_gym.evaluation.paired import aligned, provenance, write_result
-from wm_gym.evaluation.statistics import Rate
+from wm_gym.evaluation.statistics import Rate, paired_difference, rate_difference
 from wm_gym.hub import fingerprint
 from wm_gym.real.simulation import check_robosuite
 from wm_gym.runs import Run
@@ -199,24 +199,39 @@ def strict(
 
 
 def parts_at(rows: Sequence[Mapping[str, Any]]) -> int | None:
-    """The first iteration after which the worlds differ by more than they did at the start.
+    """The first iteration after which imagination is more optimistic than for the base policy.
 
-    That is: where the whole interval of imagined less real success lies above what it was for the
-    base policy, the first row. None where it never does.
+    That is: where imagined less real success has grown since the first row, start by start, with
+    `certainty`. None where it never has.
     """
-    begun = rows[0]["bias"]["points"]
-    return next((r["iteration"] for r in rows if r["bias"]["low"] > begun), None)
+    gaps = [np.subtract(r["imagined_success"], r["real_success"], dtype=np.float64) for r in rows]
+    later, level = zip(rows[1:], gaps[1:], strict=True), certainty(rows)
+    grown = (
+        r["iteration"] for r, gap in later if paired_difference(gaps[0], gap, level=level).low > 0
+    )
+    return next(grown, None)
 
 
 def misleads_at(rows: Sequence[Mapping[str, Any]]) -> int | None:
     """The first iteration after which failures are imagined as successes more often than at first.
 
-    That is: where the whole interval of that share lies above the base policy's, the first row.
-    None where it never does.
+    That is: where that share has grown since the first row, with `certainty`. None where it never
+    has, or where the base policy never fails.
     """
-    shares = [(r["iteration"], r["replayed"]["hallucinated_success_rate"]) for r in rows]
-    begun = (shares[0][1] or {"rate": 0.0})["rate"]
-    return next((at for at, share in shares if share and share["low"] > begun), None)
+    told = [(r["iteration"], r["replayed"]["hallucinated_success_rate"]) for r in rows]
+    shares = [(at, Rate(**share)) for at, share in told if share]
+    if not shares or told[0][1] is None:
+        return None
+    begun, level = shares[0][1], certainty(rows)
+    return next((at for at, s in shares if rate_difference(begun, s, level=level).low > 0), None)
+
+
+def certainty(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Level of every row's interval at which 95 % of practices that change nothing show nothing.
+
+    Each row after the first may err by itself: Bonferroni's bound.
+    """
+    return 1 - 0.05 / max(1, len(rows) - 1)
 
 
 def wrong(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -233,9 +248,11 @@ def table(content: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             *aligned([titles, *rows]),
-            "Rates do not part." if rates is None else f"Rates part by iteration {rates}.",
+            "That imagined success becomes optimistic is not shown."
+            if rates is None
+            else f"Imagined success has become optimistic at iteration {rates}.",
             "That failures are imagined as successes more often is not shown."
             if outcomes is None
-            else f"Failures are imagined as successes more often by iteration {outcomes}.",
+            else f"Failures are imagined as successes more often at iteration {outcomes}.",
         ]
     )

@@ -8,7 +8,9 @@ wm-gym train-success data/ more.hdf5 --out runs/mine                # for the wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -165,9 +167,24 @@ def _train(
         )
     told = {"files": names, "preset": config.run.preset, "seed": config.run.seed, **options}
     found = None if stage in done else _load(paths, config.run.facts.action_dim, config.skip_bad)
-    Run(begun, told, resume=True)  # not before they are read: a refusal leaves no trace
-    run = open_run(config.run)
-    print(run.once(stage, lambda: {"files": names, **fit(run, *found)}))
+    with _leaving_no_trace(begun.parent):
+        Run(begun, told, resume=True)
+        run = open_run(config.run)
+        print(run.once(stage, lambda: {"files": names, **fit(run, *found)}))
+
+
+@contextmanager
+def _leaving_no_trace(training: Path) -> Iterator[None]:
+    """Take away what a training that is refused began in this folder, if it learnt nothing yet."""
+    before = set(training.glob("*"))
+    try:
+        yield
+    except ValueError:
+        begun = set(training.glob("*")) - before
+        if not any((folder / "checkpoints").exists() for folder in begun):
+            for folder in begun:
+                shutil.rmtree(folder)
+        raise
 
 
 def _load(paths: Sequence[Path], size: int, skip_bad: bool) -> tuple[list[Episode], list[Episode]]:

@@ -81,6 +81,7 @@ def numbers(folders: Sequence[Path]) -> dict[str, Any]:
         "mmrv_inclusive": agreement["mmrv_inclusive"],
         "bias_points": agreement["bias_points"],
         "counterfactual_auroc": held_out["auroc"],
+        "counterfactual_auroc_perturbed": held_out["auroc_perturbed"],
         "counterfactual_optimism": held_out["optimism"],
         "counterfactual_sequences": held_out["sequences"],
         "weights": {model: audit["weights"][model] for model in ("world_model", "success")},

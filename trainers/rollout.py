@@ -145,6 +145,11 @@ def collect(
     """
     n = env.num_envs
     _check(policy, env)
+    if getattr(env.unwrapped, "ignore_terminations", False):
+        raise ValueError(
+            "Nothing is learnt from what follows a success, and this environment plays it; make it "
+            "without ignore_terminations."
+        )
     obs = start_groups(env, starts, group_size, seed)
     instructions = instructions_of(env)
     generator = _generator(policy, seed)

@@ -173,6 +173,7 @@ def test_a_perfect_world_and_one_that_always_says_success(world, hopes, area, ga
     found = report(rows(world))
     for part in (found, found["held_out"], found["families"]["overshoot"]):
         assert part["optimism"]["rate"] == hopes and part["auroc"] == area
+        assert part["auroc_perturbed"] == area
         assert part["score_gap"]["mean"] == pytest.approx(gap) and part["score_gap"]["starts"] == 2
         assert part["real_success"]["rate"] == 0.5
     assert found["sequences"] == 24 and found["unperturbed"]["sequences"] == 2
@@ -182,7 +183,8 @@ def test_a_perfect_world_and_one_that_always_says_success(world, hopes, area, ga
 def test_references_count_in_auroc_and_in_no_rate():
     # Without its references, the severity of 1 has failures alone.
     part = report(rows("gloomy"))["families"]["overshoot"]["severities"]["1.0"]
-    assert part["auroc"] == 1.0 and part["score_gap"]["mean"] == pytest.approx(0.8)
+    assert part["auroc"] == 1.0 and part["auroc_perturbed"] is None
+    assert part["score_gap"]["mean"] == pytest.approx(0.8)
     assert part["real_success"]["n"] == 2 and part["optimism"]["rate"] == 0.0
 
 

@@ -10,6 +10,7 @@ from wm_gym.evaluation.statistics import (
     pooled_difference,
     pooled_rate,
     rate,
+    rate_difference,
     wilson,
 )
 
@@ -42,6 +43,15 @@ def test_texts_carry_n_and_interval():
     assert str(wilson(50, 100)) == "50.0 % [40.4, 59.6] (n = 100)"
     difference = paired_difference([False] * 4, [True] * 4)
     assert str(difference) == "+100.0 points [100.0, 100.0]"
+
+
+def test_a_difference_of_rates_agrees_with_newcombes_own_example():
+    """56 of 70 and 48 of 80: Table II, example a, of his paper."""
+    found = rate_difference(wilson(48, 80), wilson(56, 70))
+    assert found == pytest.approx((20.0, 5.24, 33.39), abs=0.005)
+    assert rate_difference(wilson(0, 10), wilson(0, 10)).points == 0
+    wider = rate_difference(wilson(48, 80), wilson(56, 70), level=0.99)
+    assert 0 < wider.low < 0.6 and wider.points == pytest.approx(20)
 
 
 def test_paired_interval_agrees_with_its_normal_approximation():

@@ -24,6 +24,7 @@ from trainers.overoptimize import (
     repeat,
     strict,
 )
+from wm_gym.evaluation.statistics import wilson
 from wm_gym.runs import Run
 from wm_gym.success.classifier import SuccessClassifier, SuccessConfig
 
@@ -90,10 +91,10 @@ def test_every_kept_policy_plays_in_both_worlds_and_the_worlds_part(lab, capsys)
     found = json.loads(Path("out/overoptimize.json").read_text())
     assert [r["iteration"] for r in found["rows"]] == [0, 10, 20, 30]
     assert [r["bias"]["points"] for r in found["rows"]] == pytest.approx([5, 5, 30, 70])
-    # 12 of 40 differ after 20 iterations: 30 points, two standard errors are 14.5 below.
+    # 12 of 40 differ after 20 iterations, 2 before: 25 points, and 2.4 standard errors are 16.
     assert found["parts_at"] == 20
     assert [name for name, *_ in lab.played] == ["policy_base", "00010", "00020", "00030"]
-    assert "Rates part by iteration 20." in capsys.readouterr().out
+    assert "Imagined success has become optimistic at iteration 20." in capsys.readouterr().out
     assert Path("out/overoptimize.png").stat().st_size > 1000
 
 
@@ -107,23 +108,33 @@ def test_outcomes_of_the_same_actions_may_differ_sooner_than_rates(lab, capsys):
     assert [r["replayed"]["paired_accuracy"]["rate"] for r in found["rows"]] == pytest.approx(
         [39 / 40, 38 / 40, 35 / 40, 20 / 40]
     )
-    # Wilson's lower end for 5 of 20 is 11.2 %, over 1 of 20; for 2 of 20 it is 2.8 %.
-    assert found["misleads_at"] == 20
+    # 5 of 20 may be as many as 1 of 20, 20 of 20 not.
+    assert found["misleads_at"] == 30
     told = capsys.readouterr().out
-    assert "Failures are imagined as successes more often by iteration 20." in told
+    assert "Failures are imagined as successes more often at iteration 30." in told
     assert "25.0 % [11.2, 46.9] (n = 20)" in told
 
 
-def test_a_policy_without_failures_does_not_mislead():
-    rows = [
-        {"iteration": at, "replayed": {"hallucinated_success_rate": share}}
-        for at, share in ((0, None), (10, {"rate": 0.0, "low": 0.0}), (20, None))
+def shares(*told: tuple[int, int] | None) -> list[dict]:
+    """Rows of a practice: of how many failures how many were imagined as successes."""
+    found = [t and wilson(*t)._asdict() for t in told]
+    return [
+        {"iteration": 10 * i, "replayed": {"hallucinated_success_rate": share}}
+        for i, share in enumerate(found)
     ]
-    assert misleads_at(rows) is None
-    rows.append(
-        {"iteration": 30, "replayed": {"hallucinated_success_rate": {"rate": 0.1, "low": 0.02}}}
-    )
-    assert misleads_at(rows) == 30
+
+
+def test_policies_without_failures_do_not_mislead():
+    assert misleads_at(shares((0, 20), None, (0, 20))) is None
+    assert misleads_at(shares((0, 20), None, (12, 20))) == 20
+    assert misleads_at(shares(None, (12, 20))) is None  # more than what?
+    assert misleads_at(shares((1, 20))) is None
+
+
+def test_one_of_many_policies_that_errs_more_may_be_chance():
+    """2 of 40 and 10 of 40: 20 points more, [4, 35] at 95 %, [-1, 40] at a level for ten rows."""
+    assert misleads_at(shares((2, 40), (10, 40))) == 10
+    assert misleads_at(shares((2, 40), (10, 40), *[(2, 40)] * 9)) is None
 
 
 def test_the_simulator_repeats_what_was_imagined(world):
@@ -208,3 +219,12 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_written(lab, opt
 def test_worlds_that_differ_from_the_start_and_no_more_later_do_not_part():
     biased = compared(real=[i < 20 for i in range(N)], imagined=[True] * N)
     assert parts_at([{"iteration": 0, **biased}, {"iteration": 10, **biased}]) is None
+
+
+def test_worlds_part_by_the_starts_that_they_part_on():
+    """4 of 40 more, all on starts that agreed before; then as many that cancel."""
+    begun = compared(real=[False] * N, imagined=[False] * N)
+    later = compared(real=[False] * N, imagined=[i < 4 for i in range(N)])
+    assert parts_at([{"iteration": 0, **begun}, {"iteration": 10, **later}]) == 10
+    swapped = compared(real=[i < 4 for i in range(N)], imagined=[4 <= i < 8 for i in range(N)])
+    assert parts_at([{"iteration": 0, **begun}, {"iteration": 10, **swapped}]) is None

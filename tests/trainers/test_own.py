@@ -238,6 +238,34 @@ def test_an_interrupted_training_goes_on_with_what_it_began_with(
     assert fits == [([1], None)]
 
 
+def test_a_training_that_is_refused_claims_nothing(tmp_path, config, fits, monkeypatch):
+    first, second = (record(tmp_path / name, (1,)) for name in ("a.hdf5", "b.hdf5"))
+
+    def refuse(_, run, *found):
+        run.stage("world_model", {"steps": 1}).log(0, {"x": 1.0})
+        raise ValueError("too small")
+
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="too small"):
+        patch.setattr(own, "fit_world_model", refuse)
+        own.train_world_model(TrainWorldModelConfig(episodes=(first,), run=config))
+    assert not list((config.out / "training").iterdir())
+    own.train_world_model(TrainWorldModelConfig(episodes=(second,), run=config))
+    assert fits == [([1], None)]
+
+
+def test_a_training_that_is_refused_later_keeps_what_it_learnt(tmp_path, config, monkeypatch):
+    path = record(tmp_path / "a.hdf5", (1,))
+
+    def refuse(_, run, *found):
+        run.stage("world_model").save({"x": 1})
+        raise ValueError("too blurred")
+
+    monkeypatch.setattr(own, "fit_world_model", refuse)
+    with pytest.raises(ValueError, match="too blurred"):
+        own.train_world_model(TrainWorldModelConfig(episodes=(path,), run=config))
+    assert (config.out / "training" / "world_model" / "checkpoints" / "last.pt").exists()
+
+
 def made(options: dict) -> TrainWorldModelConfig:
     paths = tuple(map(Path, options["episodes"]))
     return TrainWorldModelConfig(**{**options, "episodes": paths})

@@ -52,7 +52,7 @@ def measured(folder: Path, **other: str) -> list[str]:
         "mmrv_inclusive": 0.05,
         "bias_points": 3.0,
     }
-    held_out = {"auroc": 0.88, "optimism": RATE, "sequences": 60}
+    held_out = {"auroc": 0.88, "auroc_perturbed": 0.84, "optimism": RATE, "sequences": 60}
     parts = {
         "audit": audit,
         "agreement": {"agreement": agreement},
@@ -74,6 +74,7 @@ def test_the_numbers_of_three_reports_come_together(tmp_path):
     assert found["policies"] == 10 and found["mmrv"] == 0.04
     assert found["pearson_r"] == {"value": 0.93, "low": 0.72, "high": 0.98}
     assert found["counterfactual_auroc"] == 0.88
+    assert found["counterfactual_auroc_perturbed"] == 0.84
     assert found["seeds"] == [3] and found["commit"] and found["machine"]
     assert found["measured"]["agreement"]["command"] == "wm-gym x"
     assert found["weights"] == {"world_model": "aaaa", "success": "bbbb"}

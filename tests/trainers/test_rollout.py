@@ -105,6 +105,13 @@ def test_a_world_that_resets_at_once_is_refused(play):
         play(ToyPolicy(), env, [0, 1])
 
 
+def test_a_world_that_plays_on_after_a_success_teaches_nothing():
+    env = ToyEnv(2)
+    env.ignore_terminations = True
+    with pytest.raises(ValueError, match="make it without ignore_terminations"):
+        collect(ToyPolicy(), env, [0, 1], 1)
+
+
 def test_wrong_group_count_is_refused():
     with pytest.raises(ValueError, match="2 groups of 3 need 6 environments, got 4"):
         collect(ToyPolicy(), ToyEnv(4), [0, 1], 3)

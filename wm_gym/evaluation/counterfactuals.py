@@ -191,7 +191,7 @@ def summary(
     """Every figure of these rows, ready for JSON; one that cannot be had is None.
 
     `auroc` and `score_gap` count the references too, so that a failure has a success from its own
-    start to be compared with; the rates do not.
+    start to be compared with; the rates and `auroc_perturbed` do not.
     """
     real, imagined = (
         np.array([getattr(row, name) is not None for row in rows], bool)
@@ -207,6 +207,7 @@ def summary(
         "imagined_success": rate(imagined)._asdict() if rows else None,
         "optimism": optimistic._asdict() if optimistic else None,
         "auroc": auroc(score, success),
+        "auroc_perturbed": auroc(score[: len(rows)], success[: len(rows)]),
         "score_gap": score_gap(score, success, [row.start for row in judged]),
     }
 

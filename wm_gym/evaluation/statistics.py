@@ -57,10 +57,22 @@ def rate(success: ArrayLike, level: float = 0.95) -> Rate:
     return wilson(int(flags.sum()), flags.size, level)
 
 
+def rate_difference(before: Rate, after: Rate, *, level: float = 0.95) -> Difference:
+    """How much higher a rate is than one that was measured on other episodes.
+
+    The interval is Newcombe's (Statistics in Medicine 17, 1998, method 10), made of Wilson's two.
+    """
+    first, second = (wilson(r.successes, r.n, level) for r in (before, after))
+    gain = second.rate - first.rate
+    below = np.hypot(second.rate - second.low, first.high - first.rate)
+    above = np.hypot(second.high - second.rate, first.rate - first.low)
+    return Difference(100 * gain, 100 * float(gain - below), 100 * float(gain + above))
+
+
 def paired_difference(
     base: ArrayLike, improved: ArrayLike, *, level: float = 0.95, draws: int = 10_000, seed: int = 0
 ) -> Difference:
-    """How much better `improved` is than `base` on the same starts; both (starts,) bool.
+    """How much better `improved` is than `base` on the same starts; both (starts,).
 
     The interval is the percentile bootstrap over starts, which keeps every pair together.
     """

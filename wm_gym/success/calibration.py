@@ -22,8 +22,9 @@ class Watched(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """What held-out episodes say about a classifier at its chosen threshold.
+    """What episodes that a classifier has not seen say about it at its chosen threshold.
 
+    A world model that imagines them may have seen them: what it imagines of others is worse.
     Where episodes have weights, all that goes by episode is weighted.
     """
 
