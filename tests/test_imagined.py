@@ -431,6 +431,12 @@ def test_bad_keywords_are_named(keyword, value):
         imagined(**{keyword: value})
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="device='cuda' needs a GPU .* leave device out"):
+        ImaginedVectorEnv("Lift", 1, device="cuda")
+
+
 def test_models_that_do_not_fit_the_starts_or_the_chunk_are_refused():
     with pytest.raises(ValueError, match="8 x 8 pictures and the starts are 16 x 16"):
         imagined(starts=fake_pool(image_size=16))

@@ -143,6 +143,13 @@ def test_no_step_limit_is_registered_because_gymnasium_would_count_chunks():
     assert gym.spec(ID).max_episode_steps is None
 
 
+def test_keywords_of_the_other_way_to_make_it_are_named(starts):
+    with pytest.raises(TypeError, match="num_envs: gym.make builds one environment"):
+        gym.make("wm_gym/Lift-v0", num_envs=3)
+    with pytest.raises(TypeError, match="pass horizon=..."):
+        gym.make_vec("wm_gym/Lift-v0", num_envs=3, max_episode_steps=3)
+
+
 def test_backend_chooses_the_world(starts):
     assert isinstance(gym.make_vec(ID, starts=starts, backend="imagined"), ImaginedVectorEnv)
     with pytest.raises(ValueError, match="'imagined' or 'real', got 'dreamed'"):

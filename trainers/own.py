@@ -22,7 +22,7 @@ import tyro
 from trainers import wmpo
 from trainers.settings import WMPOConfig, check, open_run
 from wm_gym.checks import check_count, check_unset
-from wm_gym.data.episodes import Episode, EpisodeFile, load
+from wm_gym.data.episodes import IMAGE, Episode, EpisodeFile, load
 from wm_gym.runs import Run, finished
 from wm_gym.world_model.loading import world_model_class
 from wm_gym.world_model.presets import PRESETS
@@ -41,6 +41,8 @@ class EpisodesConfig:
     pictures teach a world model how what is measured moves, and nothing else."""
     run: Annotated[WMPOConfig, tyro.conf.arg(name="")] = field(default_factory=WMPOConfig)
     """Where to, and the settings of the training."""
+    image_key: str = IMAGE
+    """Observation that holds the pictures."""
     skip_bad: bool = False
     """Leave out episodes, and whole files, that cannot be read, with a warning."""
 
@@ -165,8 +167,15 @@ def _train(
             f"{config.run.out} is a run of WMPO, which trains on what it records itself; choose "
             "another --out for these files."
         )
-    told = {"files": names, "preset": config.run.preset, "seed": config.run.seed, **options}
-    found = None if stage in done else _load(paths, config.run.facts.action_dim, config.skip_bad)
+    held = [_held(path, config.skip_bad) for path in paths]
+    told = {"files": held, "preset": config.run.preset, "seed": config.run.seed, **options}
+    if config.image_key != IMAGE:
+        told["image_key"] = config.image_key
+    if stage in done:
+        found = None
+        print(f"{stage} was done before, on these files; nothing is trained.")
+    else:
+        found = _load(paths, config)
     with _leaving_no_trace(begun.parent):
         Run(begun, told, resume=True)
         run = open_run(config.run)
@@ -187,15 +196,29 @@ def _leaving_no_trace(training: Path) -> Iterator[None]:
         raise
 
 
-def _load(paths: Sequence[Path], size: int, skip_bad: bool) -> tuple[list[Episode], list[Episode]]:
-    """Load episodes with pictures, and those without: motion alone can learn from these.
+def _held(path: Path, skip_bad: bool) -> tuple[str, int, int]:
+    """Name, episodes and control steps of a file: the same by any path, others once it has grown.
 
-    `size`: numbers of an action.
+    Raises ValueError for a file without episodes.
     """
-    filmed, unfilmed = [], []
+    try:
+        with EpisodeFile(path, pictures=False, skip_bad=skip_bad) as file:
+            if not len(file) and not skip_bad:
+                raise ValueError(f"{path} holds no episodes; leave it out.")
+            return path.name, len(file), sum(file.lengths)
+    except (OSError, ValueError):
+        if not skip_bad:
+            raise
+        return path.name, 0, 0
+
+
+def _load(paths: Sequence[Path], config: EpisodesConfig) -> tuple[list[Episode], list[Episode]]:
+    """Load episodes with pictures, and those without: motion alone can learn from these."""
+    filmed, unfilmed, skip_bad = [], [], config.skip_bad
+    options = {"skip_bad": skip_bad, "image_key": config.image_key}
     for path in paths:
         try:
-            with EpisodeFile(path, pictures=False, skip_bad=skip_bad) as file:
+            with EpisodeFile(path, pictures=False, **options) as file:
                 (filmed if file.filmed else unfilmed).append(path)
         except (OSError, ValueError):
             if not skip_bad:
@@ -204,14 +227,15 @@ def _load(paths: Sequence[Path], size: int, skip_bad: bool) -> tuple[list[Episod
     told = ", ".join(map(str, unfilmed))
     if not filmed:
         raise ValueError(
-            f"No obs/agentview_image in {told}. Name files with these pictures too, or render "
-            "them with robomimic's dataset_states_to_obs.py --camera_names agentview."
+            f"No obs/{config.image_key} in {told}. Name files with these pictures too; say what "
+            "they are called, --image-key; or render them with robomimic's "
+            "dataset_states_to_obs.py --camera_names agentview."
         )
     if unfilmed:
         print(f"No pictures in {told}: only motion can learn from these.")
-    found = load(filmed, skip_bad=skip_bad), load(unfilmed, pictures=False, skip_bad=skip_bad)
+    found = load(filmed, **options), load(unfilmed, pictures=False, skip_bad=skip_bad)
     for episodes in found:
-        check_played(episodes, size)
+        check_played(episodes, config.run.facts.action_dim)
     return found
 
 

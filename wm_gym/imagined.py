@@ -302,8 +302,14 @@ def _success_classifier(given: Any, device: torch.device) -> SuccessClassifier:
 
 
 def _device(device: Any) -> torch.device:
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(default if device is None else device)
+    found = torch.cuda.is_available()
+    chosen = torch.device(("cuda" if found else "cpu") if device is None else device)
+    if chosen.type == "cuda" and not found:
+        raise ValueError(
+            f"device={str(device)!r} needs a GPU and a PyTorch built for it, and torch finds none; "
+            "leave device out."
+        )
+    return chosen
 
 
 def _written(name: str | Path) -> tuple[int, ...]:

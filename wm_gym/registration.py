@@ -31,6 +31,8 @@ def make_world(
     backend: "imagined" (ImaginedVectorEnv) or "real" (RealVectorEnv, needs the extra `real`), and
     `kwargs` are that class's keywords. Raises ValueError for another backend.
     """
+    if "max_episode_steps" in kwargs:
+        raise TypeError("Episodes of a vector last `horizon` control steps; pass horizon=... .")
     if backend == "imagined":
         from wm_gym.imagined import ImaginedVectorEnv
 

@@ -23,6 +23,11 @@ class SingleEnv(gym.Env):
 
     def __init__(self, task: str, backend: str = "imagined", **kwargs: Any) -> None:
         """Build the world of one row; `kwargs` are its vector environment's."""
+        if decided := {"num_envs", "autoreset_mode"} & kwargs.keys():
+            raise TypeError(
+                f"{', '.join(sorted(decided))}: gym.make builds one environment that is reset by "
+                "hand; gym.make_vec builds many."
+            )
         self.world = make_world(
             task, num_envs=1, backend=backend, autoreset_mode="Disabled", **kwargs
         )

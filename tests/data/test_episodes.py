@@ -140,12 +140,12 @@ def test_a_foreign_success_before_the_last_action_stays_where_it_was(tmp_path):
     assert episode.success.tolist() == [True, False]
 
 
-@pytest.mark.parametrize("told", ["null", "[1]"])
+@pytest.mark.parametrize("told", ["null", "[1]", '{"env_kwargs": "Panda"}'])
 def test_env_args_that_are_no_object_are_refused(tmp_path, told):
     path = foreign(tmp_path / "a.hdf5")
     with h5py.File(path, "a") as file:
         file["data"].attrs["env_args"] = told
-    with pytest.raises(ValueError, match=r"a\.hdf5: .*'env_args'\] must be a JSON object"):
+    with pytest.raises(ValueError, match=r"a\.hdf5: .*'env_\w+'\] must be a JSON object"):
         load(path)
 
 
@@ -254,6 +254,71 @@ def test_open_reader_crosses_a_fork_and_a_pickle(recorded):
 
 def _last_pixel(file: EpisodeFile) -> int:
     return int(file.frames(0, 3, 4).max())
+
+
+@pytest.mark.parametrize("names", [("episode_2", "episode_10"), ("demo2", "demo10")])
+def test_episodes_may_have_other_names(tmp_path, names):
+    path = foreign(tmp_path / "named.hdf5")
+    with h5py.File(path, "a") as file:
+        for name in reversed(names):
+            file.copy("data/demo_0", file["data"], name)
+        del file["data/demo_0"]
+    with EpisodeFile(path) as file:
+        assert file.names == list(names)
+
+
+def test_pictures_may_have_another_name_and_the_error_says_which_there_are(tmp_path):
+    path = foreign(tmp_path / "front.hdf5")
+    with h5py.File(path, "a") as file:
+        file.move("data/demo_0/obs/agentview_image", "data/demo_0/obs/front_image")
+    with pytest.raises(ValueError, match=r"in obs, \['front_image'\] \(.*image_key="):
+        load(path)
+    assert len(load(path, image_key="front_image")[0]) == 2
+
+
+def test_what_was_not_recorded_after_the_last_action_is_left_out_with_a_warning(tmp_path):
+    last = np.full((3, 4, 4, 3), 9, np.uint8)
+    seen = {"next_obs/agentview_image": last, "next_obs/grip": np.ones(3)}
+    path = foreign(
+        tmp_path / "a.hdf5", **seen, **{"obs/grip": np.zeros(3), "obs/object": np.zeros((3, 7))}
+    )
+    with pytest.warns(UserWarning, match=r"left out obs/object, .* add it to next_obs"):
+        (episode,) = load(path)
+    assert {key: rows.tolist() for key, rows in episode.low_dim.items()} == {
+        "grip": [[0], [0], [0], [1]]
+    }
+
+
+def test_what_is_no_measurement_is_passed_over(tmp_path):
+    others = {"obs/camera/K": np.eye(3), "obs/depth": np.zeros((3, 4, 4)), "obs/x": np.ones(3)}
+    (episode,) = load(foreign(tmp_path / "a.hdf5", **others))
+    assert set(episode.low_dim) == {"x"}
+
+
+def test_too_few_rewards_are_refused_and_none_are_failures_with_a_warning(tmp_path):
+    for few in (np.zeros(0), np.zeros(1), np.zeros((3, 1))):
+        path = foreign(tmp_path / "few.hdf5", rewards=few)
+        with pytest.raises(ValueError, match=r"few.hdf5: demo_0: Expected 2 rewards"):
+            load(path)
+        with pytest.warns(UserWarning, match="Left out .*Expected 2 rewards"):
+            assert load(path, skip_bad=True) == []
+    with h5py.File(path, "a") as file:
+        del file["data/demo_0/rewards"]
+    with pytest.warns(UserWarning, match="holds no rewards: all counts as failed"):
+        assert not load(path)[0].succeeded
+
+
+def test_a_recording_that_was_to_go_on_is_read_with_a_warning(recorded, make_episode):
+    parts = recorded.with_name("demos.hdf5.parts")
+    with EpisodeWriter(recorded, {"env_name": "Lift"}) as writer:
+        writer.append(make_episode(2, t=2))
+        kept = (parts / "demo_2.hdf5").read_bytes()
+    parts.mkdir()
+    (parts / "demo_2.hdf5").write_bytes(kept)
+    assert len(load(recorded)) == 3  # it was merged, and waits no more
+    (parts / "demo_3.hdf5").write_bytes(kept)
+    with pytest.warns(UserWarning, match=r"not finished: 1 episodes wait in .*parts"):
+        assert len(load(recorded)) == 3
 
 
 def test_episode_arrays_must_agree(make_episode):

@@ -158,6 +158,26 @@ def test_other_settings_do_not_mix(tmp_path, make_episode):
         EpisodeWriter(path, {"env_name": "Stack"})
 
 
+def test_a_file_has_one_writer_at_a_time(tmp_path, make_episode):
+    path = tmp_path / "demos.hdf5"
+    first, second = EpisodeWriter(path, {}), EpisodeWriter(path, {})
+    first.append(make_episode(0))
+    with pytest.raises(ValueError, match=r"demo_0\.hdf5 is there already: another writer"):
+        second.append(make_episode(1))
+    first.close()
+    with pytest.raises(ValueError, match="is closed; open another to go on"):
+        first.append(make_episode(1))
+    assert len(load(path)) == 1
+
+
+@pytest.mark.parametrize("source", ["", "me/you", "success"])
+def test_a_source_that_cannot_be_a_filter_key_is_refused(tmp_path, make_episode, source):
+    writer = EpisodeWriter(tmp_path / "demos.hdf5", {})
+    with pytest.raises(ValueError, match="source is the name of a filter key"):
+        writer.append(make_episode(0, source=source))
+    assert len(writer) == 0 and not writer.parts.exists()
+
+
 def test_gap_in_the_parts_is_refused(tmp_path, make_episode):
     writer = EpisodeWriter(tmp_path / "a.hdf5", {})
     for _ in range(3):

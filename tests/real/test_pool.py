@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -306,6 +308,12 @@ def test_a_closed_pool_has_no_process_and_refuses_requests(patch):
     assert process.returncode is not None
     with pytest.raises(RuntimeError, match="closed"):
         workers.map("add", [(1, 1)])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_processes_are_not_copied(workers, copied):
+    with pytest.raises(TypeError, match="cannot be copied .* get_state and set_state"):
+        copied(workers)
 
 
 def test_a_pool_that_is_dropped_leaves_no_process(patch):

@@ -202,6 +202,41 @@ def test_files_without_pictures_teach_motion_alone(tmp_path, config, monkeypatch
         own.train_world_model(TrainWorldModelConfig((unseen,), replace(config, out=tmp_path / "c")))
 
 
+def test_the_same_files_may_be_named_by_another_path_and_grown_ones_are_others(
+    tmp_path, config, fits, monkeypatch, capsys
+):
+    path = record(tmp_path / "a.hdf5", (1,))
+    own.train_world_model(TrainWorldModelConfig(episodes=(path,), run=config))
+    monkeypatch.chdir(tmp_path)
+    own.train_world_model(TrainWorldModelConfig(episodes=(Path("a.hdf5"),), run=config))
+    assert len(fits) == 1 and "done before, on these files; nothing" in capsys.readouterr().out
+    record(path, (2,))
+    with pytest.raises(ValueError, match=r"\['a.hdf5', 1, 3\]\] there, \[\['a.hdf5', 2, 6\]\] now"):
+        own.train_world_model(TrainWorldModelConfig(episodes=(path,), run=config))
+
+
+def test_a_file_without_episodes_is_refused(tmp_path, config, fits):
+    good, empty = record(tmp_path / "a.hdf5", (1,)), tmp_path / "b.hdf5"
+    EpisodeWriter(empty, {}).close()
+    with pytest.raises(ValueError, match=r"b\.hdf5 holds no episodes; leave it out"):
+        own.train_world_model(TrainWorldModelConfig(episodes=(good, empty), run=config))
+    skipping = TrainWorldModelConfig(episodes=(good, empty), run=config, skip_bad=True)
+    own.train_world_model(skipping)
+    assert fits == [([1], None)]
+
+
+def test_pictures_may_be_called_otherwise(tmp_path, config, fits):
+    path = record(tmp_path / "a.hdf5", (1,))
+    with h5py.File(path, "a") as file:
+        for part in ("obs", "wm_final"):
+            file.move(f"data/demo_0/{part}/agentview_image", f"data/demo_0/{part}/front_image")
+    with pytest.raises(ValueError, match="No obs/agentview_image in .* --image-key"):
+        own.train_world_model(TrainWorldModelConfig(episodes=(path,), run=config))
+    named = TrainWorldModelConfig(episodes=(path,), run=config, image_key="front_image")
+    own.train_world_model(named)
+    assert fits == [([1], None)]
+
+
 def test_other_episodes_need_another_folder(tmp_path, config, fits):
     first, second = (record(tmp_path / name, (1,)) for name in ("a.hdf5", "b.hdf5"))
     own.train_world_model(TrainWorldModelConfig(episodes=(first,), run=config))
@@ -214,7 +249,7 @@ def test_other_episodes_need_another_folder(tmp_path, config, fits):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"episodes": ("b.hdf5",)}, r"files: .*a\.hdf5'\] there, .*b\.hdf5'\] now"),
+        ({"episodes": ("b.hdf5",)}, r"files: .*a\.hdf5', 1, 3\]\] there, .*b\.hdf5', 1, 3\]\] now"),
         ({"init": "lift"}, "init: None there, 'lift' now"),
         ({"video": VideoTrainingConfig(steps=3)}, r"video\.steps: \d+ there, 3 now"),
     ],

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -125,7 +126,12 @@ class EpisodeFile:
                 f"{self.path}: data.attrs['env_args'] must be a JSON object as robomimic writes "
                 f"it, got {self.env_args!r}; write it anew, or remove it."
             )
-        if (self.env_args.get("env_kwargs") or {}).get("reward_shaping"):
+        if not isinstance(self._env_kwargs, dict):
+            raise ValueError(
+                f"{self.path}: env_args['env_kwargs'] must be a JSON object, as robomimic "
+                f"writes it, got {self._env_kwargs!r}; write it anew, or remove it."
+            )
+        if self._env_kwargs.get("reward_shaping"):
             raise ValueError(f"{self.path}: env_args say reward_shaping. {_REWARDS}")
         self.lengths: list[int] = []
         self.names: list[str] = []
@@ -194,12 +200,17 @@ class EpisodeFile:
         """Whether the task was done after each action of episode i: reward 1; (t,) bool.
 
         A success on a last action that is left out, because nobody recorded what came of it, is
-        told of the one before: recordings often stop there. All False where there are no rewards;
-        ValueError where one is neither 0 nor 1.
+        told of the one before: recordings often stop there. All False, with a warning, where there
+        are no rewards; ValueError where they are too few, or one is neither 0 nor 1.
         """
         demo, t = self._demo(i), self.lengths[i]
+        if "rewards" not in demo:
+            warnings.warn(f"{self.path} holds no rewards: all counts as failed.", stacklevel=3)
+            return np.zeros(t, bool)
         with self._reading(i):
-            rewards = demo["rewards"][: t + 1] if "rewards" in demo else np.zeros(t)
+            rewards = demo["rewards"][: t + 1]
+        if rewards.ndim != 1 or len(rewards) < t:
+            raise ValueError(f"Expected {t} rewards, one an action, got {rewards.shape}.")
         if not np.isin(rewards, (0, 1)).all():
             raise ValueError(f"Rewards go from {rewards.min():g} to {rewards.max():g}. {_REWARDS}")
         success = rewards[:t] > 0
@@ -207,14 +218,27 @@ class EpisodeFile:
         return success
 
     def low_dim(self, i: int) -> dict[str, np.ndarray]:
-        """The observations of episode i that are no pictures, fresh, (t + 1, d) float32 each."""
+        """The observations of episode i that are no pictures, fresh, (t + 1, d) float32 each.
+
+        One that was not recorded after the last action is left out, with a warning.
+        """
         demo, t = self._demo(i), self.lengths[i]
         found = {}
         with self._reading(i):
             for key, column in demo["obs"].items() if "obs" in demo else ():
-                if column.ndim == 2 and column.dtype.kind == "f":
-                    found[key] = self._rows(demo, key, column, t, np.float32)
-        return {key: rows for key, rows in found.items() if rows is not None}
+                if not isinstance(column, h5py.Dataset) or column.dtype.kind != "f":
+                    continue
+                if column.ndim not in (1, 2):
+                    continue
+                if (rows := self._rows(demo, key, column, t, np.float32)) is not None:
+                    found[key] = rows.reshape(len(rows), -1)
+                else:
+                    warnings.warn(
+                        f"{self.path}: left out obs/{key}, which has no row after the last action "
+                        "as the pictures do; add it to next_obs.",
+                        stacklevel=3,
+                    )
+        return found
 
     def source(self, i: int) -> str:
         """Who acted in episode i; "demonstrations" in files that do not say."""
@@ -223,7 +247,7 @@ class EpisodeFile:
     @property
     def robot(self) -> str:
         """Which robot, or robots, the file is of, by its `env_args`; "" where they do not say."""
-        told = (self.env_args.get("env_kwargs") or {}).get("robots") or ""
+        told = self._env_kwargs.get("robots") or ""
         return told if isinstance(told, str) else ", ".join(told)
 
     def episode(self, i: int) -> Episode:
@@ -252,6 +276,10 @@ class EpisodeFile:
         return (self.episode(i) for i in range(len(self)))
 
     @property
+    def _env_kwargs(self) -> Any:
+        return self.env_args.get("env_kwargs") or {}
+
+    @property
     def _file(self) -> h5py.File:
         if self._handle is None or self._pid != os.getpid():
             if not self.path.is_file():
@@ -277,7 +305,7 @@ class EpisodeFile:
 
     def _demos(self, data: h5py.Group, filter_key: str | None) -> list[str]:
         if filter_key is None:
-            return sorted((name for name in data if name.startswith("demo")), key=number)
+            return sorted((name for name in data if isinstance(data[name], h5py.Group)), key=number)
         masks = self._file.get("mask", {})
         if filter_key not in masks:
             raise ValueError(f"{self.path}: no filter key {filter_key!r}; has {sorted(masks)}.")
@@ -290,8 +318,9 @@ class EpisodeFile:
             return _known(count, "wm_final" in demo or "next_obs" in demo)
         if "actions" not in demo or f"obs/{self.image_key}" not in demo:
             raise ValueError(
-                f"expected actions and obs/{self.image_key}, found {sorted(demo)} "
-                "(robosuite's raw demonstrations hold no pictures: render them with robomimic's "
+                f"expected actions and obs/{self.image_key}, found {sorted(demo)} and, in obs, "
+                f"{sorted(demo.get('obs', ()))} (pictures by another name: image_key=...; none, as "
+                "in robosuite's raw demonstrations: render them with robomimic's "
                 "dataset_states_to_obs.py)"
             )
         images, actions = demo[f"obs/{self.image_key}"], demo["actions"]
@@ -339,12 +368,15 @@ def load(
     """Read every episode of one or more files; `options` go to `EpisodeFile`.
 
     With `skip_bad=True` unreadable files and episodes are left out with a warning that names them.
+    Warns of a file that an interrupted recording was to add to.
     """
     episodes: list[Episode] = []
     bad: list[str] = []
     for path in [paths] if isinstance(paths, str | Path) else paths:
         try:
             with EpisodeFile(path, skip_bad=skip_bad, **options) as file:
+                if waiting := _waiting(file.path, len(file._file["data"])):
+                    warnings.warn(f"{path} is not finished: {waiting}", stacklevel=2)
                 for i in range(len(file)):
                     try:
                         episodes.append(file.episode(i))
@@ -364,9 +396,9 @@ def load(
 
 
 def number(name: str) -> int:
-    """12 of "demo_12"; demos sort by it, not as text."""
-    digits = name.rpartition("_")[2]
-    return int(digits) if digits.isdigit() else -1
+    """12 of "demo_12"; demos sort by it, not as text. -1 of a name that ends in no number."""
+    digits = re.search(r"\d+$", name)
+    return int(digits[0]) if digits else -1
 
 
 def _known(actions: int, final: bool) -> int:
@@ -378,10 +410,21 @@ def _known(actions: int, final: bool) -> int:
 
 
 def _missing(path: Path) -> str:
+    if waiting := _waiting(path):
+        return f"{path} is not finished: {waiting}"
+    return f"{path} does not exist; check the path, or collect it first."
+
+
+def _waiting(path: Path, merged: int = 0) -> str:
+    """What of an interrupted recording waits to be merged into `path`, which holds `merged`.
+
+    And what to do about it; "" where nothing waits. A kill right after a merge leaves parts behind.
+    """
     parts = path.with_name(path.name + ".parts")
-    if not parts.is_dir():
-        return f"{path} does not exist; check the path, or collect it first."
+    count = sum(number(part.stem) >= merged for part in parts.glob("demo_*.hdf5"))
+    if not count:
+        return ""
     return (
-        f"{path} is not finished: {len(list(parts.glob('demo_*.hdf5')))} episodes wait in {parts}. "
-        "Run the collection again (it resumes), or merge: EpisodeWriter(path, env_args).close()."
+        f"{count} episodes wait in {parts}. Run the collection again (it resumes), or merge: "
+        "EpisodeWriter(path, env_args).close()."
     )

@@ -34,7 +34,7 @@ class EpisodeWriter:
         self.path = Path(path)
         self.parts = self.path.with_name(self.path.name + ".parts")
         self.env_args = json.loads(json.dumps(env_args))
-        self._merged = 0
+        self._merged, self._closed = 0, False
         if self.path.exists():
             with EpisodeFile(self.path, pictures=False) as finished:
                 self._check_env_args(finished.env_args, self.path)
@@ -78,9 +78,24 @@ class EpisodeWriter:
             return part.episode(0)
 
     def append(self, episode: Episode) -> None:
-        """Write one episode; it is safe on disk when this returns."""
+        """Write one episode; it is safe on disk when this returns.
+
+        Raises ValueError for a source that cannot be a filter key, and where this writer is closed,
+        or another one has written meanwhile.
+        """
+        if self._closed:
+            raise ValueError(f"This writer of {self.path} is closed; open another to go on.")
+        if not episode.source or "/" in episode.source or episode.source == "success":
+            raise ValueError(
+                "An episode's source is the name of a filter key: not empty, without '/', and not "
+                f"'success', which names those that succeed; got {episode.source!r}."
+            )
         self.parts.mkdir(parents=True, exist_ok=True)
         part = self.parts / f"demo_{self._count}.hdf5"
+        if part.exists():
+            raise ValueError(
+                f"{part} is there already: another writer records to {self.path}, too."
+            )
         with replacing(part) as aside, h5py.File(aside, "w") as file:
             data = file.create_group("data")
             data.attrs["env_args"] = json.dumps(self.env_args)
@@ -105,6 +120,7 @@ class EpisodeWriter:
                     _write_masks(file)
             self._merged = self._count
         shutil.rmtree(self.parts, ignore_errors=True)
+        self._closed = True
 
     def _part_files(self) -> list[Path]:
         return sorted(self.parts.glob("demo_*.hdf5"), key=lambda part: number(part.stem))

@@ -62,6 +62,13 @@ class SimulationPool:
             self.close()
             raise
 
+    def __reduce__(self) -> Any:
+        """Refuse to be copied or pickled."""
+        raise TypeError(
+            "Simulator processes cannot be copied or pickled: make another environment, and carry "
+            "episodes over with get_state and set_state."
+        )
+
     def map(
         self, name: str, requests: Sequence[tuple], labels: Sequence[str] | None = None
     ) -> list[Any]:
