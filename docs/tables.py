@@ -364,13 +364,14 @@ def _both_worlds(row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _policy(name: str) -> str:
-    """A policy's label in words: "00080", "policy_base", "policy_improved_0", "RUN/policy_base"."""
+    """Words for "00080", "policy_base", "policy_improved_0", "clone_longer", "RUN/policy_base"."""
     run, _, name = name.rpartition("/")
     where = f" ({run})" if run else ""
     if name.isdigit():
         return f"after {int(name)} iterations{where}"
-    kind, _, seed = name.removeprefix("policy_").partition("_")
-    return (f"{kind}, GRPO seed {seed}" if seed else kind) + where
+    words = name.removeprefix("policy_").replace("_", " ")
+    kind, _, seed = words.rpartition(" ")
+    return (f"{kind}, GRPO seed {seed}" if seed.isdigit() else words) + where
 
 
 def _percent(rate: Mapping[str, Any]) -> str:

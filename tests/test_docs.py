@@ -243,13 +243,14 @@ def test_agreement_shows_every_policy_and_how_they_rank(pages, tmp_path):
     bias = {"points": -1.5, "low": -4.0, "high": 1.0}
     row = {"policy": "shy", "noise": 0.2, "imagined": rate, "real": rate, "bias": bias}
     found = {"pearson": 0.9, "pearson_fisher": {"low": 0.7, "high": 0.95}, "spearman": 0.8}
-    names = ("policy_improved_0", "00080", "good/policy_base")
+    names = ("policy_improved_0", "00080", "good/policy_base", "policy_clone_longer")
     rows = [row, *({**row, "policy": name} for name in names)]
     content = {**ORIGIN, "policies": rows, "agreement": {**found, "mmrv": 0.0125}}
     (tmp_path / "lift_agreement.json").write_text(json.dumps(content))
     page = pages.fill("<!-- agreement:begin --><!-- agreement:end -->", tmp_path)
     assert "| shy | 0.2 | 50.0 % [15.0, 85.0] (n = 4) | 50.0 %" in page and "-1.5 points" in page
     assert "| improved, GRPO seed 0 | 0.2 |" in page and "| after 80 iterations | 0.2 |" in page
+    assert "| clone longer | 0.2 |" in page
     assert "| base (good) | 0.2 |" in page
     assert "r 0.900 [0.700, 0.950], Spearman's rho 0.800, MMRV 0.013. Made by" in page
 
