@@ -220,7 +220,7 @@ def misleads_at(rows: Sequence[Mapping[str, Any]]) -> int | None:
     """
     told = [(r["iteration"], r["replayed"]["hallucinated_success_rate"]) for r in rows]
     shares = [(at, Rate(**share)) for at, share in told if share]
-    if not shares or told[0][1] is None:
+    if told[0][1] is None:
         return None
     begun, level = shares[0][1], certainty(rows)
     return next((at for at, s in shares if rate_difference(begun, s, level=level).low > 0), None)

@@ -168,9 +168,8 @@ def _train(
             "another --out for these files."
         )
     held = [_held(path, config.skip_bad) for path in paths]
-    told = {"files": held, "preset": config.run.preset, "seed": config.run.seed, **options}
-    if config.image_key != IMAGE:
-        told["image_key"] = config.image_key
+    told = {"files": held, "image_key": config.image_key, **options}
+    told |= {"preset": config.run.preset, "seed": config.run.seed}
     if stage in done:
         found = None
         print(f"{stage} was done before, on these files; nothing is trained.")
