@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from wm_gym.data.measurements import faces, measured, measurements
+from wm_gym.data.measurements import faces, measured, measurements, observed, velocity
 
 
 def turned(axis: tuple[float, float, float], degrees: float) -> np.ndarray:
@@ -72,6 +72,31 @@ def test_columns_stand_side_by_side_and_some_are_made_into_others():
     found = measurements(low_dim, ("object[:3]", "hand", "faces:object[3:7]"), 2, "It")
     assert found[:, :5].tolist() == [[7, 8, 9, 1, 2], [7, 8, 9, 3, 4]]
     assert found[1, 5:8] == pytest.approx([0.5, 0.5, 1]) and found.dtype == np.float32
+
+
+def state(quaternion: list[float], velocity: list[float]) -> np.ndarray:
+    """MuJoCo's of a Panda at rest and one body: time, 9 and 7 positions, 9 and 6 velocities."""
+    return np.array([1.5, *[0.1] * 9, 7, 8, 9, *quaternion, *[0.2] * 9, *velocity])
+
+
+def test_an_object_turns_in_the_axes_of_the_world_by_hand():
+    half = np.sqrt(0.5)  # w, x, y, z of a quarter about z: the body's x is the world's y
+    told = velocity(np.stack([state([half, 0, 0, half], [1, 2, 3, 4, 5, 6])]))
+    assert told[0] == pytest.approx([1, 2, 3, -5, 4, 6]) and told.dtype == np.float32
+    # Half a turn about x, then one of 120 degrees about (1, 1, 1), which takes x to y to z to x.
+    poses = [state([0, 1, 0, 0], [0, 0, 0, 4, 5, 6]), state([0.5] * 4, [0, 0, 0, 4, 5, 6])]
+    assert velocity(np.stack(poses))[:, 3:] == pytest.approx(np.array([[4, -5, -6], [6, 4, 5]]))
+
+
+def test_states_tell_how_an_object_moves_where_nothing_else_does(make_episode):
+    states = np.stack([state([1, 0, 0, 0], [t, 0, 0, 0, 0, 2]) for t in range(4)])
+    told = measured(make_episode(t=3, states=states), ("object_velocity",))
+    assert told.tolist() == [[t, 0, 0, 0, 0, 2] for t in range(4)]
+    own = {"object_velocity": np.ones((4, 6), np.float32)}
+    assert observed(make_episode(t=3, states=states, low_dim=own)) == own
+    for others in (None, states[:, :-1]):  # of another task: nobody knows what stands where
+        with pytest.raises(ValueError, match="holds no object_velocity"):
+            measured(make_episode(t=3, states=others), ("object_velocity",))
 
 
 def test_a_measurement_that_is_no_number_is_named(make_episode):

@@ -21,6 +21,7 @@ def measured() -> tuple[dict[str, np.ndarray], np.ndarray]:
         "robot0_joint_vel": [[1.0, 2, 3, 4, 5, 6, 7]],
         "robot0_gripper_qpos": [[0.03, -0.01]],
         "robot0_gripper_qvel": [[0.5, -0.25]],
+        "object_velocity": [[1.0, 2, 3, 4, 5, 6]],
         "robot0_eef_quat": [[0.0, 0, 0, 1]],
     }
     found = {key: np.array(rows, np.float32) for key, rows in low_dim.items()}
@@ -38,6 +39,7 @@ def test_a_mirror_by_hand():
     half = np.sqrt(0.5)
     assert found["object"][0].tolist() == pytest.approx([-0.5, -0.1, 0.8, 0, 0, -half, half])
     assert angles(found) == pytest.approx([0, 0.2, -0.3, -2, -0.4, 3, np.pi / 2 - 0.5])
+    assert found["object_velocity"][0].tolist() == [1, -2, 3, -4, 5, -6]
     assert found["robot0_joint_vel"][0].tolist() == [-1, 2, -3, 4, -5, 6, -7]
     assert found["robot0_gripper_qpos"][0].tolist() == pytest.approx([0.01, -0.03])
     assert found["robot0_gripper_qvel"][0].tolist() == [0.25, -0.5]
@@ -60,8 +62,8 @@ def test_an_episode_is_not_changed_and_may_know_of_no_object():
     assert played.dtype == np.float32 and {rows.dtype for rows in found.values()} == {played.dtype}
     assert all(np.array_equal(low_dim[key], rows) for key, rows in before.items())
     assert set(found) == set(KEYS)
-    del low_dim["object"]
-    assert set(mirrored(low_dim, actions, 0.0)[0]) == set(KEYS) - {"object"}
+    del low_dim["object"], low_dim["object_velocity"]
+    assert set(mirrored(low_dim, actions, 0.0)[0]) == set(KEYS) - {"object", "object_velocity"}
 
 
 @pytest.mark.parametrize("name", ["robot0_eef_quat", "object", "object[7:10]", "object[:8]"])

@@ -7,6 +7,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
+from wm_gym.data.measurements import VELOCITY, velocity
 from wm_gym.data.symmetry import KEYS, mirrored
 from wm_gym.tasks import get_task
 
@@ -29,11 +30,15 @@ def place(sim, low_dim: dict[str, np.ndarray]) -> None:
     controller.goal_ori[:] = controller.ee_ori_mat
 
 
+def told(sim) -> dict[str, np.ndarray]:
+    return sim.low_dim() | {VELOCITY: velocity(sim.get_state()[None, : sim.physics_size])[0]}
+
+
 def play(sim, actions: np.ndarray) -> dict[str, np.ndarray]:
-    found = [sim.low_dim()]
+    found = [told(sim)]
     for action in actions:
         sim.step(action)
-        found.append(sim.low_dim())
+        found.append(told(sim))
     return {key: np.stack([row[key] for row in found]) for key in KEYS}
 
 
@@ -73,3 +78,6 @@ def test_the_simulator_agrees():
     assert gap.max() < 2e-3
     turn, expected_turn = found["object"][:, 3:7], expected["object"][:, 3:7]
     assert np.abs(turn - expected_turn).max() < 5e-4 and np.ptp(expected_turn, axis=0)[1] > 0.01
+    drift = np.abs(found[VELOCITY] - expected[VELOCITY])
+    assert drift[:, :3].max() < 1e-3 and drift[:, 3:].max() < 2e-2
+    assert (np.ptp(expected[VELOCITY], axis=0) > [7e-3] * 3 + [0.1] * 3).all()

@@ -43,6 +43,20 @@ def test_how_objects_are_turned_is_seen_as_it_is_and_moved_with_what_is_met():
     assert motion(body, torch.ones(1, 1))[0].tolist() == [[11, 22, 33, 5, 4]]
 
 
+def test_how_objects_move_is_told_to_what_is_met_alone_and_a_fall_is_a_fall():
+    motion = Motion(5, 1, hand=(0, 1, 2), drifts=(4, 3)).requires_grad_(False)
+    assert motion.near(torch.tensor([[0.0, 0, 0, 2, -9]]))[0, -2:].tolist() == [-4, 2]
+    torch.nn.init.normal_(motion.robot[-1].weight)
+    motion.met[-1].bias.copy_(torch.tensor([0.0, 0, 0, 4, 3]))
+    assert motion(torch.zeros(1, 5), torch.ones(1, 1))[0].tolist() == [[0, 0, 0, 3, 4]]
+
+
+def test_what_is_met_may_take_other_units():
+    motion = Motion(5, 1, hand=(0, 1, 2), fingers=(3,), width=8, contact=12)
+    parts = (motion.reach, motion.met, motion.robot)
+    assert [part[2].weight.shape for part in parts] == [(1, 8, 8), (1, 12, 12), (1, 8, 8)]
+
+
 def test_fingertips_are_seen_from_a_cube_by_hand():
     """An arm whose fingers open along x, the hand 0.03 right of a cube that stands straight."""
     where = {"hand": (0, 1, 2), "fingers": (3, 4), "objects": (5, 6, 7), "turns": range(8, 17)}

@@ -22,18 +22,20 @@ def test_nano_measures_a_hand_seven_joints_and_two_fingers():
 @pytest.mark.parametrize("preset", ["nano", "nano-object"])
 def test_hand_fingers_and_object_are_where_the_config_says(preset):
     config = PRESETS[preset]
-    names = [key for key, n in (BODY | {"object": 3, "faces": 9}).items() for _ in range(n)]
+    sizes = BODY | {"object": 3, "faces": 9, "velocity": 6}
+    names = [key for key, n in sizes.items() for _ in range(n)]
     assert [names[i] for i in config.hand] == ["robot0_eef_pos"] * 3
     assert [names[i] for i in config.fingers] == ["robot0_gripper_qpos"] * 2
     assert [names[i] for i in config.speeds] == ["robot0_gripper_qvel"] * 2
     assert [names[i] for i in config.objects] == ["object"] * (3 * (preset == "nano-object"))
     assert [names[i] for i in config.turns] == ["faces"] * (9 * (preset == "nano-object"))
+    assert [names[i] for i in config.drifts] == ["velocity"] * (6 * (preset == "nano-object"))
 
 
-def test_an_object_has_a_place_beside_what_the_robot_measures():
+def test_an_object_has_a_pose_and_a_velocity_beside_what_the_robot_measures():
     robot, both = PRESETS["nano"], PRESETS["nano-object"]
-    assert both.body == (*robot.body, "object[:3]", "faces:object[3:7]")
-    assert both.body_size == robot.body_size + 3 + 9
+    assert both.body == (*robot.body, "object[:3]", "faces:object[3:7]", "object_velocity")
+    assert both.body_size == robot.body_size + 3 + 9 + 6
 
 
 @pytest.mark.parametrize("preset", ["nano", "nano-object"])

@@ -14,7 +14,7 @@ from wm_gym.world_model import training
 from wm_gym.world_model.learning import clips, schedule, since_best, split
 from wm_gym.world_model.model import WorldModel
 from wm_gym.world_model.motion import MotionTrainingConfig
-from wm_gym.world_model.presets import PRESETS, WorldModelConfig
+from wm_gym.world_model.presets import BODY, PRESETS, WorldModelConfig
 from wm_gym.world_model.training import (
     WorldModelTrainingConfig,
     frame_loss,
@@ -204,15 +204,10 @@ def test_motion_is_learnt_in_a_mirror_too_where_there_is_one(monkeypatch, mirror
     given = {}
     monkeypatch.setattr(training, "fit_motion", lambda *args: given.update(args=args))
     rng = np.random.default_rng(0)
-    keys = {name.partition("[")[0].rpartition(":")[2] for name in PRESETS["nano-object"].body}
     episodes = []
     for source, t in (("play", 3), ("rollouts", 5)):
-        low_dim = {key: rng.normal(size=(t + 1, 10)).astype(np.float32) for key in keys}
-        low_dim["robot0_eef_pos"] = low_dim["robot0_eef_pos"][:, :3]
-        for key, width in (("joint_pos_cos", 7), ("joint_pos_sin", 7), ("joint_vel", 7)):
-            low_dim[f"robot0_{key}"] = low_dim[f"robot0_{key}"][:, :width]
-        for key in ("robot0_gripper_qpos", "robot0_gripper_qvel"):
-            low_dim[key] = low_dim[key][:, :2]
+        sizes = BODY | {"object": 10, "object_velocity": 6}
+        low_dim = {k: rng.normal(size=(t + 1, n)).astype(np.float32) for k, n in sizes.items()}
         frames, actions = np.zeros((t + 1, 64, 64, 3), np.uint8), np.ones((t, 7), np.float32)
         success = np.zeros(t, bool)
         episodes.append(Episode(frames, actions, success, source=source, low_dim=low_dim))
@@ -224,7 +219,7 @@ def test_motion_is_learnt_in_a_mirror_too_where_there_is_one(monkeypatch, mirror
     _, bodies, actions, *_, weights = given["args"]
     each = 2 if wanted and mirror is not None else 1
     assert [len(a) for a in actions] == [3] * each + [5] * each
-    assert [tuple(b.shape) for b in bodies] == [(4, 40)] * each + [(6, 40)] * each
+    assert [tuple(b.shape) for b in bodies] == [(4, 46)] * each + [(6, 46)] * each
     assert weights == [1.0] * each + [3.0] * each
     place = episodes[0].low_dim["robot0_eef_pos"]
     np.testing.assert_array_equal(bodies[0][:, :3], place)

@@ -9,11 +9,16 @@ import numpy as np
 
 from wm_gym.data.episodes import Episode
 
+VELOCITY = "object_velocity"
+ROBOT = 9  # joints and fingers of a Panda
+POSE_AT = 1 + ROBOT  # MuJoCo's states: time, positions of the robot, then x y z, w x y z of a body,
+STATE_SIZE = POSE_AT + 7 + ROBOT + 6  # velocities of the robot, then of the body
+
 
 def measured(episode: Episode, names: Sequence[str]) -> np.ndarray:
     """`measurements` of an episode, float32 (t + 1, p); ValueError also where one is no number."""
     whose = f"An episode of {episode.source!r}"
-    found = measurements(episode.low_dim, names, len(episode) + 1, whose)
+    found = measurements(observed(episode), names, len(episode) + 1, whose)
     if not np.isfinite(found).all():
         step = int(np.flatnonzero(~np.isfinite(found).all(1))[0])
         raise ValueError(
@@ -41,6 +46,31 @@ def measurements(
         )
     columns = [DERIVED[made](low_dim[key][:, _columns(part)]) for made, key, part in keyed]
     return np.concatenate([np.zeros((rows, 0), np.float32), *columns], axis=1)
+
+
+def observed(episode: Episode) -> Mapping[str, np.ndarray]:
+    """`Episode.low_dim`, with `object_velocity` where the simulator's states alone tell it.
+
+    They do of a Panda and one object, as in robosuite's Lift: STATE_SIZE numbers.
+    """
+    states = episode.states
+    if VELOCITY in episode.low_dim or states is None or states.shape[1] != STATE_SIZE:
+        return episode.low_dim
+    return {**episode.low_dim, VELOCITY: velocity(states)}
+
+
+def velocity(states: np.ndarray) -> np.ndarray:
+    """How an object moves and turns, float32 (t, 6): m/s, then rad/s, both in the world's axes.
+
+    states: float64 (t, STATE_SIZE) of a Panda and a free body. MuJoCo tells how that turns in the
+    body's own axes, of which a cube has 24.
+    """
+    w, x, y, z = states[:, POSE_AT + 3 : POSE_AT + 7].T
+    along, spin = np.split(states[:, -6:], 2, axis=1)
+    axis = np.stack([x, y, z], axis=1)
+    twice = 2 * np.cross(axis, spin)
+    turned = spin + w[:, None] * twice + np.cross(axis, twice)  # by a unit quaternion
+    return np.concatenate([along, turned], axis=1).astype(np.float32)
 
 
 def faces(quaternions: np.ndarray) -> np.ndarray:

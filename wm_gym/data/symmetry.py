@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from wm_gym.data.measurements import key_and_columns
+from wm_gym.data.measurements import VELOCITY, key_and_columns
 
 JOINTS = 7
 MIRRORED_JOINTS = (0, 2, 4, 6)
@@ -29,6 +29,7 @@ KEYS = (
     "robot0_joint_vel",
     "robot0_gripper_qpos",
     "robot0_gripper_qvel",
+    VELOCITY,
 )
 POSE = 7  # numbers of `object` that are its place and quaternion; what follows depends on the task
 Measured = dict[str, np.ndarray]
@@ -70,6 +71,8 @@ def mirrored(
             found[key][:, 1] = 2 * y - found[key][:, 1]
     if "object" in found:
         found["object"][:, [3, 5]] *= -1  # a mirror turns rotations about x and z round
+    if VELOCITY in found:
+        found[VELOCITY][:, [1, 3, 5]] *= -1
     cos, sin = found["robot0_joint_pos_cos"], found["robot0_joint_pos_sin"]
     angles = np.arctan2(sin, cos)
     angles[:, MIRRORED_JOINTS] *= -1
@@ -86,7 +89,7 @@ def mirrored(
 
 def known(low_dim: Mapping[str, np.ndarray]) -> Measured:
     """Those measurements whose symmetries are known, as fresh arrays; ValueError for no Panda's."""
-    missing = [key for key in KEYS if key not in low_dim and key != "object"]
+    missing = [key for key in KEYS if key not in low_dim and key.startswith("robot0_")]
     joints = {low_dim[key].shape[1] for key in KEYS if "joint" in key and key in low_dim}
     if missing or joints != {JOINTS}:
         told = f"no {', '.join(missing)}" if missing else f"joints {sorted(joints)}"

@@ -61,9 +61,10 @@ does all of this, with the success classifier that was trained with it."""
                 f"of {config.body}; change their order."
             )
         self.config = c = config
-        parts = ("hand", "fingers", "speeds", "objects", "turns", "joints")
+        parts = ("hand", "fingers", "speeds", "objects", "turns", "drifts", "joints")
         where = {name: getattr(c, name) for name in parts}
-        motion = Motion(c.body_size, c.action_dim, members=c.members, width=c.units, **where)
+        size = {"members": c.members, "width": c.units, "contact": c.contact}
+        motion = Motion(c.body_size, c.action_dim, **where, **size)
         if c.width:
             sizes = c.width, c.vector, c.body_size
             self.encoder = Encoder(1 + c.memory, c.outer, *sizes, c.side)

@@ -30,6 +30,7 @@ from wm_gym.world_model.muon import muon_and_adamw, warm_cosine
 SCALES = (2.0, 4.0, 8.0, 16.0)  # frequencies, radians per standard deviation or NEAR
 NEAR = 0.08  # metres: as far as a hand reaches around an object
 FAR = 1.5  # times NEAR: objects that are further away are all the same
+FAST = 4.0  # standard deviations: objects that are faster are all the same
 SHOWN = 50  # training steps from one loss in the progress line to the next
 
 
@@ -76,17 +77,21 @@ class Motion(nn.Module):
         speeds: tuple[int, ...] = (),
         objects: tuple[int, ...] = (),
         turns: tuple[int, ...] = (),
+        drifts: tuple[int, ...] = (),
         joints: tuple[int, ...] = (),
         members: int = 1,
         width: int = 192,
+        contact: int | None = None,
     ) -> None:
         """Build for measurements of length `body`.
 
         hand: where among them the hand's x, y and z stand; objects: the same of each object, one
         after another; fingers: where the places of these stand; speeds: where their speeds do;
-        turns: where what says how objects are turned does; joints: where the cosines of a Panda's
-        joints stand, then their sines. With these, contact is told where each fingertip is from
-        each object, whose turns must be `faces`: raises ValueError for other than nine an object.
+        turns: where what says how objects are turned does; drifts: where what says how they move
+        and turn does; joints: where the cosines of a Panda's joints stand, then their sines. With
+        these, contact is told where each fingertip is from each object, whose turns must be
+        `faces`: raises ValueError for other than nine an object.
+        width: units of each layer; contact: those of what is met, where they are others.
         """
         super().__init__()
         if joints and len(turns) != 3 * len(objects):
@@ -95,20 +100,22 @@ class Motion(nn.Module):
                 f"{len(turns)} turns for {len(objects) // 3} objects. Name `faces` in the body, or "
                 "no joints."
             )
-        met = (*fingers, *speeds, *objects, *turns)
+        met = (*fingers, *speeds, *objects, *turns, *drifts)
         robot = tuple(i for i in range(body) if i not in met and i not in hand)
-        own = tuple(i for i in range(body) if i not in objects and i not in turns)
+        own = tuple(i for i in range(body) if i not in {*objects, *turns, *drifts})
         tips = len(fingers) if joints else 0
         seen = len(fingers) + len(objects) + len(hand[2:]) + tips * 4 * len(objects) // 3
-        near = (1 + 2 * len(SCALES)) * seen + len(speeds) + len(turns)
+        near = (1 + 2 * len(SCALES)) * seen + len(speeds) + len(turns) + len(drifts)
         self.members = members
         told = len(own) + action_dim
         self.reach = perceptrons(members, told, len(hand), width)
-        self.met = perceptrons(members, near + len(hand) + action_dim, len(hand) + len(met), width)
+        entered, left = near + len(hand) + action_dim, len(hand) + len(met)
+        self.met = perceptrons(members, entered, left, contact or width)
         self.robot = perceptrons(members, told + len(hand), len(robot), width)
         order = {"hand": hand, "fingers": fingers, "objects": objects, "turns": turns}
         order["joints"] = joints
         order["raw"] = (*speeds, *turns)
+        order["drifts"] = drifts
         order["own"] = own
         order["back"] = tuple([*hand, *met, *robot].index(i) for i in range(body))
         for name, indices in order.items():
@@ -142,7 +149,7 @@ class Motion(nn.Module):
             return torch.cat([hand, met, robot], dim=-1)[..., self.at_back]
 
     def near(self, body: Tensor) -> Tensor:
-        """What decides contact, (..., q): places, their sines and cosines, speeds and turns.
+        """What decides contact, (..., q): places, their sines and cosines, speeds, turns, drifts.
 
         The places are those of the fingers, of the hand from each object, and of the hand's height;
         then, where it is known, of the fingertips from each object (see `touching`).
@@ -156,7 +163,8 @@ class Motion(nn.Module):
             told.append((self.touching(metres) / NEAR).clamp(-FAR, FAR))
         seen = torch.cat(told, dim=-1)
         waves = (seen[..., None, :] * self.scales[:, None]).flatten(-2)
-        return torch.cat([seen, waves.sin(), waves.cos(), body[..., self.at_raw]], dim=-1)
+        drifts = body[..., self.at_drifts].clamp(-FAST, FAST)
+        return torch.cat([seen, waves.sin(), waves.cos(), body[..., self.at_raw], drifts], dim=-1)
 
     def touching(self, metres: Tensor) -> Tensor:
         """Where fingertips are from each object: x, y, z and `rounded_distance`, in metres.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wm_gym.checks import check_size
 from wm_gym.data.episodes import Episode
-from wm_gym.data.measurements import measured
+from wm_gym.data.measurements import measured, observed
 from wm_gym.data.symmetry import check_mirrored, check_robot, mirrored
 from wm_gym.data.windows import Windows
 from wm_gym.evaluation.fidelity import changed, replay_report, steps_to_judge
@@ -150,7 +150,7 @@ def learn_motion(
 def in_mirror(episode: Episode, y: float) -> Episode:
     """Show what an episode measured in the mirror at `y`; its pictures stay as they are."""
     check_robot(episode.robot)
-    low_dim, actions = mirrored(episode.low_dim, episode.actions, y)
+    low_dim, actions = mirrored(observed(episode), episode.actions, y)
     return replace(episode, low_dim=low_dim, actions=actions)
 
 
