@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from wm_gym.world_model.motion import SCALES, Motion, MotionTrainingConfig, fit_motion
+from wm_gym.world_model.motion import SCALES, Bounded, Motion, MotionTrainingConfig, fit_motion
 
 
 def test_a_new_motion_is_none():
@@ -115,6 +115,15 @@ def test_what_is_met_depends_on_how_the_hand_moves():
     still = motion(body, action)[0][:, :5]
     motion.reach[-1].bias[..., 2] = 5.0  # its z
     assert not torch.allclose(motion(body, action)[0][:, :5], still)
+
+
+def test_a_gradient_that_is_too_steep_is_shortened_row_by_row():
+    """In units of 1 and 2 the rows are (3, 8) and (0.3, 0.4) long: 8.54 and 0.5, of at most 4."""
+    body = torch.zeros(2, 2, requires_grad=True)
+    steep = torch.tensor([[3.0, 4.0], [0.3, 0.2]])
+    (steep * Bounded.apply(body, torch.tensor([1.0, 2.0]), 4.0)).sum().backward()
+    shorter = 4 / 73**0.5
+    torch.testing.assert_close(body.grad, steep * torch.tensor([[shorter], [1.0]]))
 
 
 def two_members() -> Motion:

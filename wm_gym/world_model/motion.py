@@ -14,9 +14,11 @@ et al. 2017, arXiv 1612.01474).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ SCALES = (2.0, 4.0, 8.0, 16.0)  # frequencies, radians per standard deviation or
 NEAR = 0.08  # metres: as far as a hand reaches around an object
 FAR = 1.5  # times NEAR: objects that are further away are all the same
 FAST = 4.0  # standard deviations: objects that are faster are all the same
+STEEP = 4.0  # times the gradient of its own loss: more is not passed back by a step of a clip
 SHOWN = 50  # training steps from one loss in the progress line to the next
 
 
@@ -38,23 +41,26 @@ SHOWN = 50  # training steps from one loss in the progress line to the next
 class MotionTrainingConfig:
     """How the motion of measurements is learnt."""
 
-    steps: int = 14_000
+    steps: int = 27_000
     mirrored: bool = True
     """Whether every episode also counts as it would have gone in a mirror, for robots whose world
     model says where that stands."""
-    single: float = 0.6
+    single: float = 0.75
     """Share of the training that plays single control steps, as many a batch as clips have later:
-    drawn apart, they teach more than one after another, and take a third of the time."""
+    drawn apart, they teach more than one after another, and take half of the time."""
     unroll: int = 12
     """Control steps of a clip that are played by the network alone."""
     batch_size: int = 64
     """Clips a step, for each member."""
     learning_rate: float = 8e-3
-    """Muon's at its peak, after a twentieth of the steps; down to nothing along a cosine. AdamW has
-    half of it, for biases."""
+    """Muon's at its peak, after a twentieth of the single steps; down to nothing along a cosine.
+    AdamW has half of it, for biases."""
+    clip_rate: float = 1e-3
+    """The same over the clips: more would unlearn the tenths of millimetres that single steps have
+    taught."""
     weight_decay: float = 1e-2
     grad_clip: float = 1.0
-    noise: float = 0.01
+    noise: float = 0.004
     """On the measurements that a clip begins with, in their standard deviations."""
 
 
@@ -219,6 +225,28 @@ def perceptrons(members: int, entered: int, left: int, width: int) -> nn.Sequent
     return layers
 
 
+class Bounded(torch.autograd.Function):
+    """Bodies (..., p) as they are, the gradient of each no longer than `most`.
+
+    Where a grasp is about to slip, what happens many steps later depends on it thousands of times
+    as much as elsewhere. Clipped all together, such clips leave nothing of the others' gradients.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, body: Tensor, unit: Tensor, most: float) -> Tensor:
+        """Take bodies whose gradient is measured in units (p,)."""
+        ctx.save_for_backward(unit)
+        ctx.most = most
+        return body.view_as(body)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """Shorten what is too long."""
+        (unit,) = ctx.saved_tensors
+        size = (gradient * unit).norm(dim=-1, keepdim=True)
+        return gradient * (ctx.most / size.clamp_min(ctx.most)), None, None
+
+
 def fit_motion(
     motion: Motion,
     bodies: Sequence[Tensor],
@@ -253,23 +281,28 @@ def fit_motion(
     edges = chances[episode].double().cumsum(0)
     layers = [layer for layer in motion.modules() if isinstance(layer, Linears)]
     matrices, biases = [x.weight for x in layers], [x.bias for x in layers]
-    optimizers = muon_and_adamw(matrices, biases, config.learning_rate, config.weight_decay)
-    schedules = warm_cosine(optimizers, config.steps)
     generator = torch.Generator(device).manual_seed(seed)
+    low, high = told.amin(0) - 1, told.amax(0) + 1  # nothing is further out than that
 
     def teach(body: Tensor, actions: Tensor, truth: Tensor) -> Tensor:
         """Leave the gradients of the loss on clips: (e, n, p), (t, e, n, a), (t, e, n, p)."""
         loss = torch.zeros((), device=device)
+        most = STEEP * body.shape[-1] ** 0.5 / truth.numel()
         for action, true in zip(actions, truth, strict=True):
-            body = body + motion.change * motion.each(body, action)
+            body = (body + motion.change * motion.each(body, action)).clamp(low, high)
+            body = Bounded.apply(body, motion.change, most)
             loss = loss + ((body - true) / motion.change).abs().mean() / len(actions)
         motion.zero_grad()
         loss.backward()
         return loss.detach()
 
-    losses, teachers = [], {}
+    single, losses, teachers = math.ceil(config.single * config.steps), [], {}
     for step in (bar := trange(config.steps, desc="motion")):
-        played = 1 if step < config.single * config.steps else unroll
+        if step in (0, single):
+            played = 1 if step < single else unroll
+            rate = config.learning_rate if step < single else config.clip_rate
+            optimizers = muon_and_adamw(matrices, biases, rate, config.weight_decay)
+            schedules = warm_cosine(optimizers, (single if step < single else config.steps) - step)
         size = (motion.members, config.batch_size * unroll // played)
         random = {"generator": generator, "device": device}
         drawn = edges[-1] * torch.rand(size, dtype=torch.double, **random)
