@@ -127,7 +127,7 @@ def test_variants_differ_in_what_they_say_they_do(seen):
     assert shared[0] == VIDEO  # the autoencoder's
     assert {e.succeeded for e in everything} == {True, False}
     assert {e.succeeded for e in successes} == {True}
-    assert (noisy.body_noise, noisy.motion.noise) == (0.01, 0.01)
+    assert (noisy.body_noise, noisy.motion.noise) == (0.01, 0.004)
     assert (exact.body_noise, exact.motion.noise) == (0.0, 0.0)
     assert (noisy.motion.mirrored, exact.motion.mirrored) == (True, False)
     assert not video.anchor and len(all_again) == len(everything) == 24 - 7
