@@ -20,7 +20,7 @@ from wm_gym.starts import ROBOT, StartPool
 from wm_gym.tasks import Task
 
 TAIL = 16  # control steps recorded past the first success, so that "it stays done" is in the data
-FIRST_SEED = {"train": 0, "validation": 1_000_000, "test": 4_000_000}  # 2 and 3 million chose worlds
+FIRST_SEED = {"train": 0, "validation": 1_000_000, "test": 4_000_000}  # 2, 3 million: played before
 
 
 def draw_starts(task: Task, split: str, count: int, pool: SimulationPool) -> StartPool:
