@@ -167,14 +167,14 @@ def _train(
             f"{config.run.out} is a run of WMPO, which trains on what it records itself; choose "
             "another --out for these files."
         )
-    held = [_held(path, config.skip_bad) for path in paths]
+    held, filmed, unfilmed = _heads(paths, config)
     told = {"files": held, "image_key": config.image_key, **options}
     told |= {"preset": config.run.preset, "seed": config.run.seed}
     if stage in done:
         found = None
         print(f"{stage} was done before, on these files; nothing is trained.")
     else:
-        found = _load(paths, config)
+        found = _load(filmed, unfilmed, config)
     with _leaving_no_trace(begun.parent):
         Run(begun, told, resume=True)
         run = open_run(config.run)
@@ -195,35 +195,36 @@ def _leaving_no_trace(training: Path) -> Iterator[None]:
         raise
 
 
-def _held(path: Path, skip_bad: bool) -> tuple[str, int, int]:
-    """Name, episodes and control steps of a file: the same by any path, others once it has grown.
+def _heads(
+    paths: Sequence[Path], config: EpisodesConfig
+) -> tuple[list[tuple[str, int, int]], list[Path], list[Path]]:
+    """Tell files by what they hold, and which have pictures and which have none.
 
-    Raises ValueError for a file without episodes.
+    Of each file its name, episodes and control steps: the same by any path, others once it has
+    grown. Raises ValueError for a file without episodes.
     """
-    try:
-        with EpisodeFile(path, pictures=False, skip_bad=skip_bad) as file:
-            if not len(file) and not skip_bad:
-                raise ValueError(f"{path} holds no episodes; leave it out.")
-            return path.name, len(file), sum(file.lengths)
-    except (OSError, ValueError):
-        if not skip_bad:
-            raise
-        return path.name, 0, 0
-
-
-def _load(paths: Sequence[Path], config: EpisodesConfig) -> tuple[list[Episode], list[Episode]]:
-    """Load episodes with pictures, and those without: motion alone can learn from these."""
-    filmed, unfilmed, skip_bad = [], [], config.skip_bad
-    options = {"skip_bad": skip_bad, "image_key": config.image_key}
+    held, filmed, unfilmed, skip_bad = [], [], [], config.skip_bad
     for path in paths:
         try:
+            options = {"image_key": config.image_key, "skip_bad": skip_bad}
             with EpisodeFile(path, pictures=False, **options) as file:
+                if not len(file) and not skip_bad:
+                    raise ValueError(f"{path} holds no episodes; leave it out.")
+                held.append((path.name, len(file), sum(file.lengths)))
                 (filmed if file.filmed else unfilmed).append(path)
         except (OSError, ValueError):
             if not skip_bad:
                 raise
+            held.append((path.name, 0, 0))
             filmed.append(path)  # `load` leaves it out, and says why
-    told = ", ".join(map(str, unfilmed))
+    return held, filmed, unfilmed
+
+
+def _load(
+    filmed: Sequence[Path], unfilmed: Sequence[Path], config: EpisodesConfig
+) -> tuple[list[Episode], list[Episode]]:
+    """Load episodes with pictures, and those without: motion alone can learn from these."""
+    told, skip_bad = ", ".join(map(str, unfilmed)), config.skip_bad
     if not filmed:
         raise ValueError(
             f"No obs/{config.image_key} in {told}. Name files with these pictures too; say what "
@@ -232,7 +233,8 @@ def _load(paths: Sequence[Path], config: EpisodesConfig) -> tuple[list[Episode],
         )
     if unfilmed:
         print(f"No pictures in {told}: only motion can learn from these.")
-    found = load(filmed, **options), load(unfilmed, pictures=False, skip_bad=skip_bad)
+    pictures = load(filmed, image_key=config.image_key, skip_bad=skip_bad)
+    found = pictures, load(unfilmed, pictures=False, skip_bad=skip_bad)
     for episodes in found:
         check_played(episodes, config.run.facts.action_dim)
     return found
