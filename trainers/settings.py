@@ -109,6 +109,9 @@ def check(config: WMPOConfig, presets: Iterable[str] = PRESETS) -> None:
         check_count(f"{name}.validate_every", getattr(config, name).validate_every)
     for name in ("motion", "reading"):
         check_count(f"world_model.{name}.steps", getattr(config.world_model, name).steps)
+    single = config.world_model.motion.single
+    if not 0 <= single <= 1:
+        raise ValueError(f"world_model.motion.single must be a share from 0 to 1, got {single}.")
     check_workers(config.workers)
     check_share("world_model.held_out", config.world_model.held_out)
     check_count("success.steps", config.success.steps)

@@ -156,6 +156,19 @@ def test_foreign_file_with_next_obs_keeps_its_last_transition(tmp_path):
     assert episode.success.tolist() == [False, False, True]
 
 
+def test_a_last_action_whose_state_is_not_told_is_left_out(tmp_path):
+    """As robomimic converts: it adds next_obs, but no next state."""
+    seen = {"next_obs/agentview_image": np.zeros((3, 4, 4, 3), np.uint8), "states": np.eye(3)}
+    path = foreign(tmp_path / "a.hdf5", **seen)
+    (episode,) = load(path)
+    assert len(episode) == 2 and episode.states.tolist() == np.eye(3).tolist()
+    assert episode.success.tolist() == [False, True]
+    (unfilmed,) = load(path, pictures=False)
+    assert len(unfilmed) == 2 and unfilmed.states.tolist() == np.eye(3).tolist()
+    (all_told,) = load(foreign(tmp_path / "b.hdf5", **seen | {"states": np.eye(4)}))
+    assert len(all_told) == 3 and all_told.states.shape == (4, 4)
+
+
 def test_demos_are_sorted_by_number(tmp_path, make_episode):
     with EpisodeWriter(tmp_path / "a.hdf5", {}) as writer:
         for i in range(11):

@@ -94,9 +94,22 @@ def test_states_tell_how_an_object_moves_where_nothing_else_does(make_episode):
     assert told.tolist() == [[t, 0, 0, 0, 0, 2] for t in range(4)]
     own = {"object_velocity": np.ones((4, 6), np.float32)}
     assert observed(make_episode(t=3, states=states, low_dim=own)) == own
-    for others in (None, states[:, :-1]):  # of another task: nobody knows what stands where
-        with pytest.raises(ValueError, match="holds no object_velocity"):
-            measured(make_episode(t=3, states=others), ("object_velocity",))
+
+
+def test_states_of_another_task_tell_nothing(make_episode):
+    """Other numbers, or as many, among which the object (at 7, 8, 9) does not stand."""
+    states = np.stack([state([1, 0, 0, 0], [0, 0, 0, 0, 0, 2])] * 4)
+    elsewhere = {"object": np.tile(np.float32([7, 8, 9.02, 0, 0, 0, 1]), (4, 1))}
+    near = {"object": np.tile(np.float32([7, 8, 9.009, 0, 0, 0, 1]), (4, 1))}
+    assert "object_velocity" in observed(make_episode(t=3, states=states, low_dim=near))
+    for given, low_dim, came in (
+        (None, {}, "none"),
+        (states[:, :-1], {}, "31 numbers"),
+        (states, elsewhere, "32 numbers"),
+    ):
+        episode = make_episode(t=3, states=given, low_dim=low_dim)
+        with pytest.raises(ValueError, match=f"expected 32 numbers, .* got {came}. Record either"):
+            measured(episode, ("object_velocity",))
 
 
 def test_a_measurement_that_is_no_number_is_named(make_episode):

@@ -66,6 +66,13 @@ def test_an_episode_is_not_changed_and_may_know_of_no_object():
     assert set(mirrored(low_dim, actions, 0.0)[0]) == set(KEYS) - {"object", "object_velocity"}
 
 
+@pytest.mark.parametrize("size", [3, 12])
+def test_velocities_of_other_objects_are_not_shown(size):
+    low_dim, actions = measured()
+    low_dim["object_velocity"] = np.ones((1, size), np.float32)
+    assert set(mirrored(low_dim, actions, 0.0)[0]) == set(KEYS) - {"object_velocity"}
+
+
 @pytest.mark.parametrize("name", ["robot0_eef_quat", "object", "object[7:10]", "object[:8]"])
 def test_what_a_mirror_does_not_show_is_refused(name):
     check_mirrored(PRESETS["nano-object"].body)

@@ -16,6 +16,7 @@ from wm_gym.data import EpisodeWriter
 from wm_gym.runs import Run
 from wm_gym.success.training import SuccessTrainingConfig
 from wm_gym.tasks import TASKS
+from wm_gym.world_model.motion import MotionTrainingConfig
 from wm_gym.world_model.reading import ReadingTrainingConfig
 from wm_gym.world_model.training import WorldModelTrainingConfig
 
@@ -74,6 +75,10 @@ def test_an_unknown_preset_is_refused_before_anything_is_written(tmp_path):
         (
             {"world_model": WorldModelTrainingConfig(reading=ReadingTrainingConfig(steps=0))},
             "world_model.reading.steps must be an integer at least 1, got 0",
+        ),
+        (
+            {"world_model": WorldModelTrainingConfig(motion=MotionTrainingConfig(single=75))},
+            "world_model.motion.single must be a share from 0 to 1, got 75",
         ),
         ({"success": SuccessTrainingConfig(folds=1)}, "success.folds must be at least 2, got 1"),
         (

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from wm_gym.world_model import motion as motion_module
 from wm_gym.world_model.motion import SCALES, Bounded, Motion, MotionTrainingConfig, fit_motion
 
 
@@ -43,12 +44,22 @@ def test_how_objects_are_turned_is_seen_as_it_is_and_moved_with_what_is_met():
     assert motion(body, torch.ones(1, 1))[0].tolist() == [[11, 22, 33, 5, 4]]
 
 
-def test_how_objects_move_is_told_to_what_is_met_alone_and_a_fall_is_a_fall():
-    motion = Motion(5, 1, hand=(0, 1, 2), drifts=(4, 3)).requires_grad_(False)
+def test_how_objects_move_is_seen_as_it_is_and_a_fall_is_a_fall():
+    motion = Motion(5, 1, hand=(0, 1, 2), velocities=(4, 3)).requires_grad_(False)
     assert motion.near(torch.tensor([[0.0, 0, 0, 2, -9]]))[0, -2:].tolist() == [-4, 2]
-    torch.nn.init.normal_(motion.robot[-1].weight)
     motion.met[-1].bias.copy_(torch.tensor([0.0, 0, 0, 4, 3]))
     assert motion(torch.zeros(1, 5), torch.ones(1, 1))[0].tolist() == [[0, 0, 0, 3, 4]]
+
+
+@pytest.mark.parametrize("met", [False, True])
+def test_how_objects_move_is_told_to_what_is_met_alone(met):
+    motion = Motion(6, 1, hand=(0, 1, 2), velocities=(4, 3)).requires_grad_(False)
+    for part in (motion.met,) if met else (motion.reach, motion.robot):
+        torch.nn.init.normal_(part[-1].weight)
+    bodies, action = torch.zeros(2, 6), torch.ones(2, 1)
+    bodies[1, 3:5] = 1.0
+    still, moving = motion(bodies, action)[0]
+    assert torch.equal(still, moving) == (not met) and still.abs().max() > 0.1
 
 
 def test_what_is_met_may_take_other_units():
@@ -217,7 +228,9 @@ def test_the_same_seed_fits_the_same(fitted):
     for seed in (1, 1, 2):
         torch.manual_seed(0)
         motion = Motion(1, 1, fingers=(0,), width=8)
-        fit_motion(motion, bodies, actions, MotionTrainingConfig(steps=3, unroll=4), seed)
+        fit_motion(
+            motion, bodies, actions, MotionTrainingConfig(steps=3, single=0.5, unroll=4), seed
+        )
         found.append(motion.met[-1].weight.clone())
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 
@@ -228,7 +241,7 @@ def test_members_begin_apart_and_learn_from_clips_of_their_own():
     assert not torch.equal(*motion.met[0].weight)
     for layer in (motion.met[0], motion.met[2], motion.met[4]):  # as if they began alike
         layer.weight.data[1], layer.bias.data[1] = layer.weight.data[0], layer.bias.data[0]
-    fit_motion(motion, bodies, actions, MotionTrainingConfig(steps=3, unroll=4), seed=0)
+    fit_motion(motion, bodies, actions, MotionTrainingConfig(steps=3, single=0.5, unroll=4), seed=0)
     assert not torch.equal(*motion.met[-1].weight)
 
 
@@ -262,6 +275,57 @@ def test_single_steps_come_first():
     config = MotionTrainingConfig(steps=4, single=0.5, unroll=4, batch_size=5)
     fit_motion(motion, bodies, actions, config, seed=0)
     assert seen == [20, 20] + 8 * [5]
+
+
+def test_single_steps_and_clips_have_rates_and_schedules_of_their_own(monkeypatch):
+    seen = []
+    optimizers, schedules = motion_module.muon_and_adamw, motion_module.warm_cosine
+
+    def optimize(matrices, biases, rate, decay):
+        seen.append(rate)
+        return optimizers(matrices, biases, rate, decay)
+
+    def schedule(found, steps):
+        seen.append(steps)
+        return schedules(found, steps)
+
+    monkeypatch.setattr(motion_module, "muon_and_adamw", optimize)
+    monkeypatch.setattr(motion_module, "warm_cosine", schedule)
+    bodies, actions = [torch.zeros(9, 1)], [np.zeros((8, 1), np.float32)]
+    for steps, single in ((9, 0.6), (2, 0.0), (2, 1.0)):
+        config = MotionTrainingConfig(
+            steps, single=single, unroll=2, learning_rate=0.3, clip_rate=0.1
+        )
+        fit_motion(Motion(1, 1, fingers=(0,), width=8), bodies, actions, config, seed=0)
+    assert seen == [0.3, 6, 0.1, 3] + [0.1, 2] + [0.3, 2]
+
+
+def growing(w: float) -> Motion:
+    """Its body becomes ten times itself, and w; so 0 becomes w, then 11 w."""
+    motion = Motion(1, 1, fingers=(0,), width=8)
+    motion.met[-1].bias.data.fill_(w)
+    motion.each = lambda body, _: 9 * body + motion.met[-1].bias
+    return motion
+
+
+def test_a_step_passes_back_four_times_the_gradient_of_its_own_loss():
+    """Too high by far after both steps of a clip, each of whose losses counts half.
+
+    w moves the second by 1, half of it .5. The first has .5 of its own, and 10 times .5 of the
+    second: 5.5, of which 4 times .5 are left. Unbounded, w would have 6.
+    """
+    bodies, motion = [torch.tensor([[0.0], [-1000.0], [-1000.0]])], growing(0.05)
+    options = {"unroll": 2, "batch_size": 5, "noise": 0.0, "grad_clip": 1e9}
+    config = MotionTrainingConfig(steps=1, single=0.0, **options)
+    fit_motion(motion, bodies, [np.zeros((2, 1), np.float32)], config, seed=0)
+    assert motion.met[-1].bias.grad.item() == pytest.approx(0.5 + 2.0)
+
+
+def test_no_clip_goes_further_than_a_deviation_from_what_was_recorded():
+    """9, then 99, of recordings of nothing but 0: both are taken for 1."""
+    config = MotionTrainingConfig(steps=1, single=0.0, unroll=2, batch_size=5, noise=0.0)
+    actions = [np.zeros((2, 1), np.float32)]
+    assert fit_motion(growing(9.0), [torch.zeros(3, 1)], actions, config, seed=0) == 1.0
 
 
 def test_clips_are_drawn_by_the_weights_of_their_episodes():

@@ -29,7 +29,13 @@ def test_hand_fingers_and_object_are_where_the_config_says(preset):
     assert [names[i] for i in config.speeds] == ["robot0_gripper_qvel"] * 2
     assert [names[i] for i in config.objects] == ["object"] * (3 * (preset == "nano-object"))
     assert [names[i] for i in config.turns] == ["faces"] * (9 * (preset == "nano-object"))
-    assert [names[i] for i in config.drifts] == ["velocity"] * (6 * (preset == "nano-object"))
+    assert [names[i] for i in config.velocities] == ["velocity"] * (6 * (preset == "nano-object"))
+
+
+def test_what_hand_and_object_do_to_each_other_has_units_of_its_own():
+    config = WorldModelConfig(width=0, vector=0, units=8, contact_units=12)
+    motion = WorldModel(config).transition.motion
+    assert motion.met[2].weight.shape[1:] == (12, 12) and motion.robot[2].weight.shape[1:] == (8, 8)
 
 
 def test_an_object_has_a_pose_and_a_velocity_beside_what_the_robot_measures():

@@ -315,7 +315,7 @@ class EpisodeFile:
         """How many (frame, action, next frame) triples a demo holds; ValueError if it is bad."""
         if not self.pictures and "actions" in demo:
             count = int(demo.attrs.get("num_samples", len(demo["actions"])))
-            return _known(count, "wm_final" in demo or "next_obs" in demo)
+            return self._known(demo, count, "wm_final" in demo or "next_obs" in demo)
         if "actions" not in demo or f"obs/{self.image_key}" not in demo:
             raise ValueError(
                 f"expected actions and obs/{self.image_key}, found {sorted(demo)} and, in obs, "
@@ -331,7 +331,19 @@ class EpisodeFile:
         count = int(demo.attrs.get("num_samples", len(actions)))
         if not len(images) == len(actions) == count:
             raise ValueError(f"{len(images)} pictures, {len(actions)} actions, num_samples {count}")
-        return _known(count, self._final(demo, self.image_key) is not None)
+        return self._known(demo, count, self._final(demo, self.image_key) is not None)
+
+    def _known(self, demo: h5py.Group, actions: int, final: bool) -> int:
+        """Count the actions of which it is known what came: of the last one only where `final`.
+
+        And where its state is told, if there are states: robomimic has next_obs, but no next state.
+        """
+        states = demo.get("states")
+        told = states is None or len(states) > actions or self._final(demo, "states") is not None
+        t = actions if final and told else actions - 1
+        if t < 1:
+            raise ValueError("holds no transition")
+        return t
 
     def _rows(
         self, demo: h5py.Group, key: str, column: h5py.Dataset | None, t: int, dtype: type
@@ -399,14 +411,6 @@ def number(name: str) -> int:
     """12 of "demo_12"; demos sort by it, not as text. -1 of a name that ends in no number."""
     digits = re.search(r"\d+$", name)
     return int(digits[0]) if digits else -1
-
-
-def _known(actions: int, final: bool) -> int:
-    """Count the actions of which it is known what came; of the last one only where `final`."""
-    t = actions if final else actions - 1
-    if t < 1:
-        raise ValueError("holds no transition")
-    return t
 
 
 def _missing(path: Path) -> str:

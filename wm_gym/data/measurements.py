@@ -10,15 +10,28 @@ import numpy as np
 from wm_gym.data.episodes import Episode
 
 VELOCITY = "object_velocity"
-ROBOT = 9  # joints and fingers of a Panda
-POSE_AT = 1 + ROBOT  # MuJoCo's states: time, positions of the robot, then x y z, w x y z of a body,
-STATE_SIZE = POSE_AT + 7 + ROBOT + 6  # velocities of the robot, then of the body
+VELOCITY_SIZE = 6  # along x, y and z in m/s, about them in rad/s, all of the world
+PANDA = 9  # its joints and fingers
+# MuJoCo's state of a Panda and a free body: the time; where the Panda is, then the body, as x, y, z
+# and a quaternion w, x, y, z; how fast the Panda is, then the body.
+POSE_AT = 1 + PANDA
+STATE_SIZE = POSE_AT + 7 + PANDA + 6
+ALIKE = 0.01  # metres: closer than that, an object is where a state has its body
 
 
 def measured(episode: Episode, names: Sequence[str]) -> np.ndarray:
     """`measurements` of an episode, float32 (t + 1, p); ValueError also where one is no number."""
     whose = f"An episode of {episode.source!r}"
-    found = measurements(observed(episode), names, len(episode) + 1, whose)
+    low_dim = observed(episode)
+    if VELOCITY not in low_dim and VELOCITY in {key_and_columns(name)[0] for name in names}:
+        states = episode.states
+        raise ValueError(
+            f"{whose} holds no {VELOCITY}, and its states do not tell: expected {STATE_SIZE} "
+            "numbers, MuJoCo's of a Panda and one free body whose place is that in `object`; got "
+            f"{'none' if states is None else f'{states.shape[1]} numbers'}. Record either, or take "
+            "a world model that does without: --preset nano."
+        )
+    found = measurements(low_dim, names, len(episode) + 1, whose)
     if not np.isfinite(found).all():
         step = int(np.flatnonzero(~np.isfinite(found).all(1))[0])
         raise ValueError(
@@ -51,25 +64,29 @@ def measurements(
 def observed(episode: Episode) -> Mapping[str, np.ndarray]:
     """`Episode.low_dim`, with `object_velocity` where the simulator's states alone tell it.
 
-    They do of a Panda and one object, as in robosuite's Lift: STATE_SIZE numbers.
+    They do of a Panda and one object, as in robosuite's Lift: STATE_SIZE numbers, among which
+    stands where the object is.
     """
-    states = episode.states
-    if VELOCITY in episode.low_dim or states is None or states.shape[1] != STATE_SIZE:
-        return episode.low_dim
-    return {**episode.low_dim, VELOCITY: velocity(states)}
+    low_dim, states = episode.low_dim, episode.states
+    if VELOCITY in low_dim or states is None or states.shape[1] != STATE_SIZE:
+        return low_dim
+    place = states[:, POSE_AT : POSE_AT + 3]
+    if "object" in low_dim and not np.abs(place - low_dim["object"][:, :3]).max() < ALIKE:
+        return low_dim
+    return {**low_dim, VELOCITY: velocity(states)}
 
 
 def velocity(states: np.ndarray) -> np.ndarray:
-    """How an object moves and turns, float32 (t, 6): m/s, then rad/s, both in the world's axes.
+    """How an object moves and turns in the axes of the world: float32 (t, VELOCITY_SIZE).
 
-    states: float64 (t, STATE_SIZE) of a Panda and a free body. MuJoCo tells how that turns in the
-    body's own axes, of which a cube has 24.
+    states: float64 (t, STATE_SIZE). MuJoCo tells how a body turns in its own axes; of a cube, which
+    looks alike in 24 poses, these would be 24 answers.
     """
     w, x, y, z = states[:, POSE_AT + 3 : POSE_AT + 7].T
     along, spin = np.split(states[:, -6:], 2, axis=1)
     axis = np.stack([x, y, z], axis=1)
     twice = 2 * np.cross(axis, spin)
-    turned = spin + w[:, None] * twice + np.cross(axis, twice)  # by a unit quaternion
+    turned = spin + w[:, None] * twice + np.cross(axis, twice)  # s + 2 w (q x s) + 2 q x (q x s)
     return np.concatenate([along, turned], axis=1).astype(np.float32)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from wm_gym.data.measurements import VELOCITY, key_and_columns
+from wm_gym.data.measurements import VELOCITY, VELOCITY_SIZE, key_and_columns
 
 JOINTS = 7
 MIRRORED_JOINTS = (0, 2, 4, 6)
@@ -97,8 +97,9 @@ def known(low_dim: Mapping[str, np.ndarray]) -> Measured:
             f"What a Panda measures can be mirrored, {JOINTS} joints among it; got an episode with "
             f"{told}. Learn without a mirror: --world-model.motion.no-mirrored."
         )
-    return {
-        key: low_dim[key][:, : POSE if key == "object" else None].copy()
-        for key in KEYS
-        if key in low_dim
-    }
+    found = {key: low_dim[key].copy() for key in KEYS if key in low_dim}
+    if "object" in found:
+        found["object"] = found["object"][:, :POSE]
+    if VELOCITY in found and found[VELOCITY].shape[1] != VELOCITY_SIZE:
+        del found[VELOCITY]  # of how many objects, or of what, nobody knows
+    return found

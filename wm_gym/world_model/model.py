@@ -61,9 +61,9 @@ does all of this, with the success classifier that was trained with it."""
                 f"of {config.body}; change their order."
             )
         self.config = c = config
-        parts = ("hand", "fingers", "speeds", "objects", "turns", "drifts", "joints")
+        parts = ("hand", "fingers", "speeds", "objects", "turns", "velocities", "joints")
         where = {name: getattr(c, name) for name in parts}
-        size = {"members": c.members, "width": c.units, "contact": c.contact}
+        size = {"members": c.members, "width": c.units, "contact": c.contact_units}
         motion = Motion(c.body_size, c.action_dim, **where, **size)
         if c.width:
             sizes = c.width, c.vector, c.body_size

@@ -33,7 +33,7 @@ SCALES = (2.0, 4.0, 8.0, 16.0)  # frequencies, radians per standard deviation or
 NEAR = 0.08  # metres: as far as a hand reaches around an object
 FAR = 1.5  # times NEAR: objects that are further away are all the same
 FAST = 4.0  # standard deviations: objects that are faster are all the same
-STEEP = 4.0  # times the gradient of its own loss: more is not passed back by a step of a clip
+STEEP = 4.0  # a step of a clip passes no longer gradient back than this many of its own loss's
 SHOWN = 50  # training steps from one loss in the progress line to the next
 
 
@@ -83,7 +83,7 @@ class Motion(nn.Module):
         speeds: tuple[int, ...] = (),
         objects: tuple[int, ...] = (),
         turns: tuple[int, ...] = (),
-        drifts: tuple[int, ...] = (),
+        velocities: tuple[int, ...] = (),
         joints: tuple[int, ...] = (),
         members: int = 1,
         width: int = 192,
@@ -93,10 +93,10 @@ class Motion(nn.Module):
 
         hand: where among them the hand's x, y and z stand; objects: the same of each object, one
         after another; fingers: where the places of these stand; speeds: where their speeds do;
-        turns: where what says how objects are turned does; drifts: where what says how they move
-        and turn does; joints: where the cosines of a Panda's joints stand, then their sines. With
-        these, contact is told where each fingertip is from each object, whose turns must be
-        `faces`: raises ValueError for other than nine an object.
+        turns: where what says how objects are turned does; velocities: where their velocities do;
+        joints: where the cosines of a Panda's joints stand, then their sines. With `joints`,
+        contact is told where each fingertip is from each object, whose turns must be `faces`:
+        raises ValueError for other than nine an object.
         width: units of each layer; contact: those of what is met, where they are others.
         """
         super().__init__()
@@ -106,12 +106,12 @@ class Motion(nn.Module):
                 f"{len(turns)} turns for {len(objects) // 3} objects. Name `faces` in the body, or "
                 "no joints."
             )
-        met = (*fingers, *speeds, *objects, *turns, *drifts)
+        met = (*fingers, *speeds, *objects, *turns, *velocities)
         robot = tuple(i for i in range(body) if i not in met and i not in hand)
-        own = tuple(i for i in range(body) if i not in {*objects, *turns, *drifts})
+        own = tuple(i for i in range(body) if i not in {*objects, *turns, *velocities})
         tips = len(fingers) if joints else 0
         seen = len(fingers) + len(objects) + len(hand[2:]) + tips * 4 * len(objects) // 3
-        near = (1 + 2 * len(SCALES)) * seen + len(speeds) + len(turns) + len(drifts)
+        near = (1 + 2 * len(SCALES)) * seen + len(speeds) + len(turns) + len(velocities)
         self.members = members
         told = len(own) + action_dim
         self.reach = perceptrons(members, told, len(hand), width)
@@ -121,7 +121,7 @@ class Motion(nn.Module):
         order = {"hand": hand, "fingers": fingers, "objects": objects, "turns": turns}
         order["joints"] = joints
         order["raw"] = (*speeds, *turns)
-        order["drifts"] = drifts
+        order["velocities"] = velocities
         order["own"] = own
         order["back"] = tuple([*hand, *met, *robot].index(i) for i in range(body))
         for name, indices in order.items():
@@ -155,7 +155,7 @@ class Motion(nn.Module):
             return torch.cat([hand, met, robot], dim=-1)[..., self.at_back]
 
     def near(self, body: Tensor) -> Tensor:
-        """What decides contact, (..., q): places, their sines and cosines, speeds, turns, drifts.
+        """What decides contact, (..., q): places with sines and cosines, speeds, turns, velocities.
 
         The places are those of the fingers, of the hand from each object, and of the hand's height;
         then, where it is known, of the fingertips from each object (see `touching`).
@@ -169,8 +169,8 @@ class Motion(nn.Module):
             told.append((self.touching(metres) / NEAR).clamp(-FAR, FAR))
         seen = torch.cat(told, dim=-1)
         waves = (seen[..., None, :] * self.scales[:, None]).flatten(-2)
-        drifts = body[..., self.at_drifts].clamp(-FAST, FAST)
-        return torch.cat([seen, waves.sin(), waves.cos(), body[..., self.at_raw], drifts], dim=-1)
+        raw, moved = body[..., self.at_raw], body[..., self.at_velocities].clamp(-FAST, FAST)
+        return torch.cat([seen, waves.sin(), waves.cos(), raw, moved], dim=-1)
 
     def touching(self, metres: Tensor) -> Tensor:
         """Where fingertips are from each object: x, y, z and `rounded_distance`, in metres.
@@ -234,7 +234,7 @@ class Bounded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, body: Tensor, unit: Tensor, most: float) -> Tensor:
-        """Take bodies whose gradient is measured in units (p,)."""
+        """Take bodies, and units (p,) times which their gradient may be as long as `most`."""
         ctx.save_for_backward(unit)
         ctx.most = most
         return body.view_as(body)
@@ -282,12 +282,13 @@ def fit_motion(
     layers = [layer for layer in motion.modules() if isinstance(layer, Linears)]
     matrices, biases = [x.weight for x in layers], [x.bias for x in layers]
     generator = torch.Generator(device).manual_seed(seed)
-    low, high = told.amin(0) - 1, told.amax(0) + 1  # nothing is further out than that
+    # Bodies that a motion early in its training lets go: clips that blow up would end in NaN.
+    low, high = told.amin(0) - 1, told.amax(0) + 1  # standard deviations
 
     def teach(body: Tensor, actions: Tensor, truth: Tensor) -> Tensor:
         """Leave the gradients of the loss on clips: (e, n, p), (t, e, n, a), (t, e, n, p)."""
         loss = torch.zeros((), device=device)
-        most = STEEP * body.shape[-1] ** 0.5 / truth.numel()
+        most = STEEP * body.shape[-1] ** 0.5 / truth.numel()  # of p signs, over what they average
         for action, true in zip(actions, truth, strict=True):
             body = (body + motion.change * motion.each(body, action)).clamp(low, high)
             body = Bounded.apply(body, motion.change, most)

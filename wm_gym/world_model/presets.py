@@ -50,8 +50,8 @@ class WorldModelConfig:
     """Where the places of objects stand: x, y and z of each, in metres."""
     turns: tuple[int, ...] = ()
     """Where what says how objects are turned stands."""
-    drifts: tuple[int, ...] = ()
-    """Where what says how objects move and turn stands."""
+    velocities: tuple[int, ...] = ()
+    """Where the velocities of objects stand: m/s, then rad/s, three each."""
     joints: tuple[int, ...] = ()
     """Where the cosines of a Panda's joints stand, then their sines: with these and `turns`, what
     hand and object do to each other is told of its fingertips. () for other robots."""
@@ -62,8 +62,8 @@ class WorldModelConfig:
     """Networks that move the body by their mean; where they are apart, the model is uncertain."""
     units: int = 192
     """Units in each layer of these."""
-    contact: int | None = None
-    """Units where they tell what a hand meets; None: `units`."""
+    contact_units: int | None = None
+    """The same where they tell what a hand meets; None: `units`."""
     draw: tuple[int, int, int] = (64, 48, 24)
     """Channels of the renderer at an eighth, a quarter and half of the picture's resolution."""
     embed: int = 256
@@ -105,10 +105,10 @@ PRESETS = {
         speeds=(26, 27),
         objects=(28, 29, 30),
         turns=tuple(range(31, 40)),
-        drifts=tuple(range(40, 46)),
+        velocities=tuple(range(40, 46)),
         joints=tuple(range(3, 17)),
         units=256,
-        contact=384,
+        contact_units=384,
         draw=(128, 64, 32),  # with matrix instructions in bfloat16 a sixth slower than (64, 48, 24)
         mirror=MIDDLE,
     ),
