@@ -21,7 +21,8 @@ import tyro
 from trainers.cli import set_threads
 from trainers.wmpo import device
 from wm_gym.checks import check_choice
-from wm_gym.data.episodes import Episode, load
+from wm_gym.data.episode import Episode
+from wm_gym.data.reading import load
 from wm_gym.evaluation.fidelity import STEPS, replay_report
 from wm_gym.evaluation.paired import aligned, provenance, write_result
 from wm_gym.runs import Run

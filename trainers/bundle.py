@@ -16,8 +16,8 @@ import torch
 import tyro
 
 from policies.token import TokenVLA
-from wm_gym.data.episodes import load
 from wm_gym.data.moments import draw_moments, save_moments
+from wm_gym.data.reading import load
 from wm_gym.evaluation.audit import DRIFT
 from wm_gym.evaluation.statistics import Difference, Rate, paired_difference, rate
 from wm_gym.hub import Pretrained

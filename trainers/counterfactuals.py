@@ -21,7 +21,7 @@ from trainers.rollout import make_env
 from trainers.wmpo import device
 from wm_gym.checks import check_count, check_pair, check_workers
 from wm_gym.data.collection import record_expert
-from wm_gym.data.episodes import load
+from wm_gym.data.reading import load
 from wm_gym.errors import UserError
 from wm_gym.evaluation.audit import write_pairs
 from wm_gym.evaluation.counterfactuals import (

@@ -20,7 +20,8 @@ from policies.token import TokenVLA
 from trainers.fresh import play_aside, play_expert, play_for_probe, play_policy
 from trainers.wmpo import device
 from wm_gym.checks import check_count, check_limit, check_size, check_workers
-from wm_gym.data.episodes import Episode, load
+from wm_gym.data.episode import Episode
+from wm_gym.data.reading import load
 from wm_gym.data.windows import holdout_episodes
 from wm_gym.evaluation.fidelity import (
     Replays,

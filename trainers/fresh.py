@@ -16,7 +16,8 @@ from policies.token import TokenVLA
 from trainers.replay import DTYPE, play, recorded
 from trainers.rollout import autocast, device_of, instructions_of, make_env
 from wm_gym.data.collection import record_expert
-from wm_gym.data.episodes import Episode, EpisodeFile
+from wm_gym.data.episode import Episode
+from wm_gym.data.reading import EpisodeFile
 from wm_gym.real.expert import PLAY
 from wm_gym.real.pool import SimulationPool
 from wm_gym.starts import StartPool, load_starts

@@ -22,7 +22,8 @@ import tyro
 from trainers import wmpo
 from trainers.settings import WMPOConfig, check, open_run
 from wm_gym.checks import check_count, check_unset
-from wm_gym.data.episodes import IMAGE, Episode, EpisodeFile, load
+from wm_gym.data.episode import Episode
+from wm_gym.data.reading import IMAGE, EpisodeFile, load
 from wm_gym.runs import Run, finished
 from wm_gym.world_model.loading import world_model_class
 from wm_gym.world_model.presets import PRESETS

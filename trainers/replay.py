@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from wm_gym.data.collection import joined
-from wm_gym.data.episodes import Episode
+from wm_gym.data.episode import Episode
 from wm_gym.success.calibration import first_success
 from wm_gym.success.classifier import SuccessClassifier
 from wm_gym.world_model.model import WorldModel

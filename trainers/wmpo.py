@@ -23,8 +23,9 @@ from trainers import bc, grpo
 from trainers.rollout import autocast, draw_seeds, evaluate, make_env
 from trainers.settings import STARTS, WMPOConfig, check, check_recordings, open_run
 from wm_gym.data.collection import TAIL, draw_starts, record_expert, record_policy
-from wm_gym.data.episodes import Episode, load
+from wm_gym.data.episode import Episode
 from wm_gym.data.moments import draw_moments, with_moments
+from wm_gym.data.reading import load
 from wm_gym.evaluation.statistics import rate, wilson
 from wm_gym.real.expert import DEMONSTRATION, PLAY, UNFILMED
 from wm_gym.real.pool import SimulationPool

@@ -21,7 +21,7 @@ _LAZY = {
     "VideoTransformer": "wm_gym.world_model.transformer",
     "load_world_model": "wm_gym.world_model.loading",
     "SuccessClassifier": "wm_gym.success.classifier",
-    "EpisodeFile": "wm_gym.data.episodes",
+    "EpisodeFile": "wm_gym.data.reading",
     "EpisodeWriter": "wm_gym.data.writing",
 }
 

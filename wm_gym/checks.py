@@ -13,7 +13,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 if TYPE_CHECKING:
-    from wm_gym.data.episodes import Episode
+    from wm_gym.data.episode import Episode
 
 DTYPES = ("float32", "bfloat16")  # that policies and world models may compute in
 OPTIONS = ("reset_mask", "start", "frames", "actions")

@@ -12,7 +12,7 @@ from tests.trainers.two_worlds import Pusher
 from trainers import fresh as module
 from trainers.fresh import play_aside, play_expert, play_policy
 from wm_gym.data import EpisodeWriter
-from wm_gym.data.episodes import Episode
+from wm_gym.data.episode import Episode
 from wm_gym.real.expert import PLAY
 
 

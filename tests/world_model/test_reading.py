@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from wm_gym.data.episodes import Episode
+from wm_gym.data.episode import Episode
 from wm_gym.data.windows import Windows
 from wm_gym.world_model.dynamics import Reader
 from wm_gym.world_model.reading import ReadingTrainingConfig, fit_reader, moments

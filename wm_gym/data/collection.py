@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from tqdm import tqdm
 
-from wm_gym.data.episodes import Episode
+from wm_gym.data.episode import Episode
 from wm_gym.data.writing import EpisodeWriter
 from wm_gym.real.expert import ExpertConfig
 from wm_gym.real.pool import SimulationPool

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from wm_gym.data.episodes import Episode
+from wm_gym.data.episode import Episode
 
 VELOCITY = "object_velocity"
 VELOCITY_SIZE = 6  # along x, y and z in m/s, about them in rad/s, all of the world

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from wm_gym.data.episodes import Episode
+from wm_gym.data.episode import Episode
 from wm_gym.files import replacing
 from wm_gym.starts import LOW_DIM, ROBOT, StartPool, bundle
 

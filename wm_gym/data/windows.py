@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wm_gym.checks import check_share
-from wm_gym.data.episodes import Episode
+from wm_gym.data.episode import Episode
 from wm_gym.data.measurements import measured
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from wm_gym.data.episodes import IMAGE, Episode, EpisodeFile, number
+from wm_gym.data.episode import Episode
+from wm_gym.data.reading import IMAGE, EpisodeFile, number
 from wm_gym.files import replacing
 
 

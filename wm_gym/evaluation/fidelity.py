@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from wm_gym.data.episodes import Episode
+from wm_gym.data.episode import Episode
 from wm_gym.data.measurements import measured
 from wm_gym.evaluation.probe import KEYS, PositionProbe, distances, positions
 from wm_gym.noise import row_noise

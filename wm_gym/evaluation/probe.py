@@ -14,7 +14,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor, nn
 from tqdm import trange
 
-from wm_gym.data.episodes import Episode
+from wm_gym.data.episode import Episode
 from wm_gym.world_model.model import pixels
 
 POINTS = 32  # places in a picture that the probe looks for

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm, trange
 
-from wm_gym.data.episodes import Episode
+from wm_gym.data.episode import Episode
 from wm_gym.data.measurements import measured
 from wm_gym.data.windows import deal
 from wm_gym.evaluation.fidelity import known, recorded_latents, replay_latents

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
-from wm_gym.data.episodes import Episode
+from wm_gym.data.episode import Episode
 from wm_gym.data.windows import Windows
 from wm_gym.evaluation.fidelity import changed, moving, psnr
 from wm_gym.runs import Run

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wm_gym.checks import check_size
-from wm_gym.data.episodes import Episode
+from wm_gym.data.episode import Episode
 from wm_gym.data.measurements import measured, observed
 from wm_gym.data.symmetry import check_mirrored, check_robot, mirrored
 from wm_gym.data.windows import Windows

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from wm_gym.checks import check_size
-from wm_gym.data.episodes import Episode
+from wm_gym.data.episode import Episode
 from wm_gym.data.windows import Windows
 from wm_gym.evaluation.fidelity import recorded_latents, replay_report, steps_to_judge
 from wm_gym.runs import Run

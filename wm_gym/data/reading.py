@@ -13,14 +13,15 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+
+from wm_gym.data.episode import Episode
 
 IMAGE = "agentview_image"
 _MEND = "Fetch or record it again, or leave it out with load(..., skip_bad=True) or --skip-bad."
@@ -28,63 +29,6 @@ _REWARDS = (
     "Expected rewards of 0 and 1, 1 where the task is done: shaped ones do not say when that is. "
     "Convert the file with robomimic's dataset_states_to_obs.py, without --shaped."
 )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Episode:
-    """One recorded episode of t control steps; raises ValueError when its arrays disagree."""
-
-    frames: np.ndarray  # (t + 1, H, W, 3) uint8, before the first action to after the last;
-    # (t + 1, 0, 0, 3) where nobody filmed
-    actions: np.ndarray  # (t, 7) float32, as played
-    success: np.ndarray  # (t,) bool, the simulator's predicate after each action
-    states: np.ndarray | None = None  # (t + 1, d) float64 simulator states
-    source: str = "demonstrations"
-    """Who acted: "demonstrations", "play", "rollouts", "validation", ..."""
-    start: int = -1
-    """Index into the pool of starts; -1 when it is not from one."""
-    seed: int = -1
-    model_file: str | None = None
-    """The simulator's model (MJCF XML), for exact replay."""
-    low_dim: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Observations that are no pictures, by robomimic's keys, (t + 1, d) float32 each."""
-    robot: str = ""
-    """Who moved, by robosuite's name ("Panda"; "Panda, Sawyer" for two); "" where nobody says."""
-
-    def __post_init__(self) -> None:
-        """Check dtypes and lengths."""
-        t = len(self.actions)
-        if t == 0:
-            raise ValueError("An episode needs at least one action; got none.")
-        wanted = {
-            "frames": (self.frames, np.uint8, (t + 1, *self.frames.shape[1:3], 3)),
-            "actions": (self.actions, np.float32, (t, *self.actions.shape[1:2])),
-            "success": (self.success, np.bool_, (t,)),
-        }
-        if self.states is not None:
-            wanted["states"] = (self.states, np.float64, (t + 1, *self.states.shape[1:2]))
-        for key, rows in self.low_dim.items():
-            wanted[f"low_dim[{key!r}]"] = (rows, np.float32, (t + 1, *rows.shape[1:2]))
-        for name, (array, dtype, shape) in wanted.items():
-            if array.dtype != dtype or array.shape != shape:
-                raise ValueError(
-                    f"Episode.{name} must be {np.dtype(dtype)} {shape} for {t} actions; "
-                    f"got {array.dtype} {array.shape}."
-                )
-
-    def __len__(self) -> int:
-        """Control steps."""
-        return len(self.actions)
-
-    @property
-    def succeeded(self) -> bool:
-        """Whether the task was ever done."""
-        return bool(self.success.any())
-
-    @property
-    def first_success(self) -> int | None:
-        """Index of the first action after which the task was done, or None."""
-        return int(self.success.argmax()) if self.succeeded else None
 
 
 class EpisodeFile:
