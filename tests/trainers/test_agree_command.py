@@ -147,7 +147,7 @@ def test_results_are_not_taken_for_those_of_other_weights(three):
     report()
     with torch.no_grad():
         three.policies["a/3"].levels += 1
-    with pytest.raises(ValueError, match="another config .*weights\..* choose another folder"):
+    with pytest.raises(ValueError, match=r"another config .*weights\..* choose another folder"):
         report()
 
 

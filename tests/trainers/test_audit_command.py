@@ -247,7 +247,7 @@ def test_results_are_not_taken_for_those_of_other_weights(world):
     audit(settings())
     with torch.no_grad():
         world.model.conv.bias += 1
-    with pytest.raises(ValueError, match="another config .*weights\..* choose another folder"):
+    with pytest.raises(ValueError, match=r"another config .*weights\..* choose another folder"):
         audit(settings())
 
 
