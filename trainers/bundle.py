@@ -33,8 +33,8 @@ WRONG = {
     "paired_accuracy": "outcomes that agree",
 }
 GROUND_TRUTH = (
-    "Trained with the object's pose as the simulator reports it. In an episode it reads the pose "
-    "from the first pictures."
+    "Trained with the object's pose and velocity as the simulator reports them. In an episode it "
+    "reads the pose from the first pictures."
 )
 LABELS = "Trained with the simulator's own success labels."
 

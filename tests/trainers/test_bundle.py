@@ -144,9 +144,11 @@ def test_cards_say_what_was_measured(shipped):
 
 
 def test_cards_say_which_ground_truth_was_used(shipped):
-    assert "the object's pose as the simulator reports it" in card(shipped, "world_model")
+    assert "the object's pose and velocity as the simulator reports them" in card(
+        shipped, "world_model"
+    )
     assert "the simulator's own success labels" in card(shipped, "success")
-    assert "reports it" not in card(shipped, "policy_base")
+    assert "reports them" not in card(shipped, "policy_base")
 
 
 def test_replays_are_rows_of_a_card_in_the_order_of_their_steps():
