@@ -300,10 +300,12 @@ def fit_motion(
     single, losses, teachers = math.ceil(config.single * config.steps), [], {}
     for step in (bar := trange(config.steps, desc="motion")):
         if step in (0, single):
-            played = 1 if step < single else unroll
-            rate = config.learning_rate if step < single else config.clip_rate
+            if step < single:
+                played, rate, end = 1, config.learning_rate, single
+            else:
+                played, rate, end = unroll, config.clip_rate, config.steps
             optimizers = muon_and_adamw(matrices, biases, rate, config.weight_decay)
-            schedules = warm_cosine(optimizers, (single if step < single else config.steps) - step)
+            schedules = warm_cosine(optimizers, end - step)
         size = (motion.members, config.batch_size * unroll // played)
         random = {"generator": generator, "device": device}
         drawn = edges[-1] * torch.rand(size, dtype=torch.double, **random)
