@@ -156,6 +156,27 @@ class FakeWorldModel(nn.Module):
         return FakeMemory(memory.anchor, recent), latents, actions[..., 1].clamp(min=0)
 
 
+class FakeMembers(FakeWorldModel):
+    """Two members, which read action values 2 and 3 where they imagine alone."""
+
+    def __init__(self, noise: float = 0.0, mix: float = 0.0) -> None:
+        """Build the same weights every time."""
+        super().__init__(noise, mix)
+        self.config.members = 2
+
+    def imagine_alone(
+        self, memory: FakeMemory, actions: Tensor, noise: Tensor
+    ) -> tuple[FakeMemory, Tensor]:
+        """Play actions (n, k, 7) with noise (n, k, 3, H, W) from memories (n, 2, ...)."""
+        futures = []
+        for member in range(2):
+            mine = FakeMemory(*(part[:, member] for part in memory))
+            after, latents, _ = self.imagine(mine, actions[..., [2 + member, 1]], noise)
+            futures.append((*after, latents))
+        anchor, recent, latents = (torch.stack(parts, 1) for parts in zip(*futures, strict=True))
+        return FakeMemory(anchor, recent), latents
+
+
 class FakeSuccess(nn.Module):
     """The probability of success is the brightness (0 to 1) of the window's last frame."""
 

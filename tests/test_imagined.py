@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.fakes import FakeSuccess, FakeWorldModel, fake_pool, imagined
+from tests.fakes import FakeMembers, FakeSuccess, FakeWorldModel, fake_pool, imagined
 from wm_gym.imagined import ImaginedVectorEnv, _load_success_classifier, cut
 from wm_gym.noise import row_noise
 from wm_gym.success.classifier import SuccessClassifier, SuccessConfig
@@ -200,8 +200,8 @@ def test_deterministic_memories_are_the_same_bits_in_any_batch():
     rollout(few, [7, 3], 4)
     rollout(many, list(range(16)), 4)
     rows = torch.tensor([7, 3])
-    assert torch.equal(few._memory.recent, many._memory.take(rows).recent)
-    assert torch.equal(few._features, many._features[rows])
+    assert torch.equal(few._futures[0].memory.recent, many._futures[0].memory.take(rows).recent)
+    assert torch.equal(few._futures[0].features, many._futures[0].features[rows])
 
 
 @pytest.fixture(scope="module", params=["nano", "nano-object"])
@@ -223,7 +223,7 @@ def test_real_networks_are_the_same_bits_in_any_batch_and_on_any_threads(network
     def play(seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
         options = {"starts": fake_pool(image_size=64), "dtype": dtype, "chunk": 2, **networks}
         env = imagined(len(seeds), deterministic=True, **options)
-        return rollout(env, seeds, 2).swapaxes(0, 1), env._features.numpy()
+        return rollout(env, seeds, 2).swapaxes(0, 1), env._futures[0].features.numpy()
 
     used = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -301,6 +301,75 @@ def test_a_limit_on_uncertainty_needs_a_world_model_that_can_be_uncertain():
     imagined(world_model=alone)
 
 
+SEEN_BY_ALL = {"world_model": FakeMembers(), "success": FakeSuccess(0.42), "unanimous": True}
+# Start 0 is 0.392, and a push adds 0.05: what is shown, and what each of two members sees. Shown is
+# a success after 1 and 4 steps, member 0 saw one after the first, and member 1 after the third.
+THREE_FUTURES = np.array([[1, -1, 0, 1], [1, -1, 0, 0], [0, 0, 1, -1]])
+
+
+def three_futures(*rows: int) -> np.ndarray:
+    """Actions (n, 4, 7) of n rows, each of which begins with that column of THREE_FUTURES."""
+    actions = np.zeros((len(rows), 4, 7), np.float32)
+    actions[..., [0, 2, 3]] = np.stack([np.roll(THREE_FUTURES.T, -row, axis=0) for row in rows])
+    return actions
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_unanimous_success_waits_until_every_member_has_seen_one(chunk, deterministic):
+    for unanimous, steps in ((False, 1), (True, 4)):
+        options = {**SEEN_BY_ALL, "unanimous": unanimous, "deterministic": deterministic}
+        env = imagined(1, **options, chunk=chunk, autoreset_mode="disabled", return_frames=True)
+        start_at(env, 0)
+        for at in range(0, steps, chunk):
+            info = env.step(three_futures(0)[:, at : at + chunk])[-1]
+        assert info["success"].tolist() == [True] and info["elapsed_steps"].tolist() == [steps]
+        shown = info["frames"][0, info["frames_mask"][0]][-1, 0, 0, 0]
+        assert shown == 113  # what is shown stays the mean: 112.75
+
+
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_what_one_does_not_see_is_no_unanimous_success(missing):
+    env = imagined(1, **SEEN_BY_ALL, chunk=4)
+    start_at(env, 0)
+    actions = three_futures(0)
+    actions[..., [0, 2, 3][missing]] = 0
+    assert env.step(actions)[-1]["success"].tolist() == [False]
+
+
+def test_a_member_must_see_the_success_hold_as_well():
+    success = FakeSuccess(0.42, hold_k=2, hold_n=3)
+    seen = []
+    for last in (0, 1):  # of the third step of member 1
+        env = imagined(1, **SEEN_BY_ALL | {"success": success}, chunk=4)
+        start_at(env, 0)
+        actions = np.zeros((1, 4, 7), np.float32)
+        actions[0, 0, [0, 2, 3]] = 1
+        actions[0, 1, 3], actions[0, 2, 3] = -1, last
+        info = env.step(actions)[-1]
+        seen.append((info["success"].tolist(), info["played"].tolist()))
+    assert seen == [([False], [4]), ([True], [3])]
+
+
+def test_what_members_saw_in_one_episode_does_not_count_for_the_next():
+    env = imagined(2, **SEEN_BY_ALL, horizon=3)
+    start_at(env, 0, 0)
+    actions = three_futures(0, 0)
+    for step in range(3):
+        env.step(actions[:, step])
+    env.reset(options={"start": np.zeros(2, int), "reset_mask": np.array([True, False])})
+    again = three_futures(3, 3)
+    assert env.step(again[:, 0])[-1]["success"].tolist() == [False, False]  # row 1 was at its end
+
+
+def test_without_members_success_is_unanimous():
+    alone = FakeWorldModel()
+    alone.certain = True
+    env = imagined(world_model=alone, success=FakeSuccess(0.42), unanimous=True)
+    start_at(env, 0)
+    assert env.step(push(env, 1))[-1]["success"].tolist() == [True]
+
+
 def test_a_world_model_of_other_actions_is_refused():
     wide = FakeWorldModel()
     wide.config.action_dim = 8
@@ -362,7 +431,7 @@ def test_pictures_begin_an_episode():
     options = {"frames": frames, "actions": np.zeros((2, 2, 7))}
     obs, info = env.reset(seed=0, options=options)
     assert level(obs) == [30, 40] and info["start"].tolist() == [-1, -1]
-    remembered = env.world_model.decode(env._memory.recent)[..., 0, 0, 0]
+    remembered = env.world_model.decode(env._futures[0].memory.recent)[..., 0, 0, 0]
     assert remembered.tolist() == [[10, 10, 20, 30], [60, 60, 50, 40]]
     assert level(env.step(push(env, 1))[0]) == [43, 53]
     window = success.windows[-1][0, :, 0] * 127.5 + 127.5
@@ -376,8 +445,8 @@ def test_long_pasts_keep_their_anchor_and_their_last_frames():
         (1, 12, 8, 8, 3), np.uint8
     )
     assert level(env.reset(options={"frames": frames})[0]) == [11]
-    assert env.world_model.decode(env._memory.anchor[:, None])[0, 0, 0, 0, 0] == 0
-    features = env._features[0, :, 0] * 127.5 + 127.5
+    assert env.world_model.decode(env._futures[0].memory.anchor[:, None])[0, 0, 0, 0, 0] == 0
+    features = env._futures[0].features[0, :, 0] * 127.5 + 127.5
     torch.testing.assert_close(features, torch.arange(5.0, 12.0), rtol=1e-4, atol=1e-4)
 
 
@@ -404,7 +473,7 @@ def test_bfloat16_stays_close_and_keeps_float32_memories():
     assert abs(full[0] - half[0]).max() <= 3
     env = noisy(1, dtype="bfloat16")
     rollout(env, [0], 2)
-    assert env._memory.recent.dtype == env._features.dtype == torch.float32
+    assert env._futures[0].memory.recent.dtype == env._futures[0].features.dtype == torch.float32
 
 
 def test_torch_output_can_be_used_in_place_and_in_autograd():
@@ -420,7 +489,7 @@ def test_models_run_in_evaluation_mode_without_gradients():
     env = imagined(world_model=FakeWorldModel(mix=0.1).train())
     env.reset(seed=0)
     env.step(push(env, 1))
-    assert not env.world_model.training and not env._memory.recent.requires_grad
+    assert not env.world_model.training and not env._futures[0].memory.recent.requires_grad
 
 
 @pytest.mark.parametrize(
@@ -483,7 +552,7 @@ def test_closing_lets_go_of_the_models():
     env.reset(seed=0)
     env.close()
     env.close()
-    assert env.world_model is None and env._memory is None
+    assert env.world_model is None and not env._futures
 
 
 def random_models(noise: float) -> dict:
@@ -516,7 +585,7 @@ def test_rows_begin_with_what_the_robot_measures_at_their_start(deterministic):
     env = imagined(6, **models, deterministic=deterministic)
     starts = np.array([4, 0, 3, 0, 1, 2])
     env.reset(seed=0, options={"start": starts})
-    found = env._memory.state[:, -3:]
+    found = env._futures[0].memory.state[:, -3:]
     with torch.inference_mode():
         read = model.begin(torch.from_numpy(models["starts"].frames[:, None])).state[:, -3:]
     torch.testing.assert_close(found[:, 1:], read[starts][:, 1:])  # these are always read
@@ -524,7 +593,7 @@ def test_rows_begin_with_what_the_robot_measures_at_their_start(deterministic):
     assert found[:, 0].tolist() == pytest.approx(expected, abs=1e-5)
     pictures = models["starts"].frames[starts][:, None]
     env.reset(options={"frames": pictures})  # nothing is known of these
-    torch.testing.assert_close(env._memory.state[:, -3:], read[starts])
+    torch.testing.assert_close(env._futures[0].memory.state[:, -3:], read[starts])
 
 
 def test_starts_without_what_the_robot_must_measure_are_refused():
@@ -589,7 +658,7 @@ def test_a_long_past_is_embedded_knowing_its_first_picture():
     env.reset(options={"frames": frames})
     latents = models["world_model"].encode(torch.from_numpy(frames))
     expected = models["success"].embed(latents)[:, -7:]
-    torch.testing.assert_close(env._features, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(env._futures[0].features, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_cut_by_hand():

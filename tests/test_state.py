@@ -107,6 +107,7 @@ def test_a_state_says_what_it_holds(make):
         "chunk": 1,
         "ignore_terminations": False,
         "max_uncertainty": math.inf,
+        "unanimous": env.unanimous,
         **env.made_of,
     }
 

@@ -8,7 +8,7 @@ from unittest import mock
 
 import numpy as np
 
-from tests.fakes import SIZE, FakeSuccess, FakeWorldModel, fake_pool, imagined
+from tests.fakes import SIZE, FakeMembers, FakeSuccess, FakeWorldModel, fake_pool, imagined
 from wm_gym.contract import WorldVectorEnv
 from wm_gym.real import vector
 from wm_gym.real.vector import RealVectorEnv
@@ -72,7 +72,13 @@ def noisy(num_envs: int = 1, **options: Any) -> WorldVectorEnv:
     return imagined(num_envs, **options)
 
 
-WORLDS = {"real": ladder, "imagined": noisy}
+def unanimous(num_envs: int = 1, **options: Any) -> WorldVectorEnv:
+    """Make the same where two members must have seen a success, too."""
+    model = FakeMembers(noise=0.3, mix=0.1)
+    return noisy(num_envs, **{"world_model": model, "unanimous": True} | options)
+
+
+WORLDS = {"real": ladder, "imagined": noisy, "unanimous": unanimous}
 
 
 def flat(value: Any, name: str = "") -> dict[str, np.ndarray]:

@@ -46,7 +46,7 @@ class OveroptimizeConfig:
     run: Path
     """Run folder of `wm-gym wmpo`, with the stages up to train-success done."""
     iterations: int = 240
-    """Iterations of GRPO; a run of `wm-gym wmpo` has 40."""
+    """Iterations of GRPO; a run of `wm-gym wmpo` has 80."""
     every: int = 20
     """Iterations between policies that are kept and played in both worlds."""
     threshold: float | None = None
@@ -74,7 +74,7 @@ def overoptimize(config: OveroptimizeConfig) -> None:
     """
     check(config)
     given = json.loads((config.run / "config.json").read_text())
-    names = ("task", "seed", "imagined_envs", "moments")
+    names = ("task", "seed", "imagined_envs", "moments", "unanimous")
     wmpo = WMPOConfig(out=config.run, **{name: given[name] for name in names})
     settings = replace(
         config.grpo, iterations=config.iterations, eval_every=config.every, seed=config.seed
@@ -122,6 +122,7 @@ def overoptimize(config: OveroptimizeConfig) -> None:
         "paid": {
             **{name: getattr(payer.config, name) for name in ("threshold", "hold_k", "hold_n")},
             "max_uncertainty": config.max_uncertainty,
+            "unanimous": wmpo.unanimous,
         },
         "grpo": {**asdict(settings), "seconds": practised["seconds"]},
         "rows": rows,

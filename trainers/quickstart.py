@@ -101,7 +101,8 @@ def check(config: QuickstartConfig) -> None:
 
 def _improve(config: QuickstartConfig, policy: TokenVLA, run: Run) -> dict[str, Any]:
     begin = with_moments(load_starts(config.task, "train"), load_moments(config.task))
-    env = _env(config, "imagined", config.imagined_envs, "train", starts=begin)
+    options = {"starts": begin, "unanimous": True}
+    env = _env(config, "imagined", config.imagined_envs, "train", **options)
     validation = _env(config, "imagined", config.grpo.eval_episodes, "validation")
     grpo.train(config.grpo, policy, env, run, validation)
     policy.save_pretrained(run.folder / "policy_improved", dtype=torch.float16)

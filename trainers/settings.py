@@ -40,6 +40,7 @@ USED_BY = {
     "grpo_seeds": ("grpo",),
     "imagined_envs": ("grpo",),
     "moments": ("grpo",),
+    "unanimous": ("grpo",),
 }
 
 
@@ -73,6 +74,9 @@ class WMPOConfig:
     """Imagined episodes side by side."""
     moments: int = 512
     """Moments of the rollouts at which imagined episodes begin, beside the starts."""
+    unanimous: bool = True
+    """Whether practice pays only for successes that every member of the world model imagines alone,
+    too: what it learns from their mean are the mean's mistakes as well."""
     preset: str = "nano-object"
     """Of the world model. `nano-object` learns from the object's pose, `nano` does without, by the
     settings that docs/train-your-own.md names. `small` and `paper` are for your own files with

@@ -225,7 +225,8 @@ def improve(config: WMPOConfig, run: Run) -> dict[str, Any]:
     report = {}
     for seed in config.grpo_seeds:
         settings = replace(config.grpo, seed=1000 * config.seed + seed)
-        world = {"imagined_envs": config.imagined_envs, "moments": config.moments}
+        names = ("imagined_envs", "moments", "unanimous")
+        world = {name: getattr(config, name) for name in names}
         # Opened first, also where the policy is there already: seeds differ in nothing else.
         stage = run.stage(f"grpo_{seed}", {**asdict(settings), **world})
         name = f"policy_improved_{seed}"
@@ -259,7 +260,8 @@ def practise(
     if config.moments:
         moments = draw_moments(episodes(run, "rollouts"), config.moments, config.seed)
         begin = with_moments(begin, moments)
-    env = imagined_env(config, run, "train", config.imagined_envs, starts=begin, **world)
+    world |= {"starts": begin, "unanimous": config.unanimous}
+    env = imagined_env(config, run, "train", config.imagined_envs, **world)
     grpo.train(settings, policy, env, stage, validation)
     last = stage.metrics()[-1]
     return policy, {

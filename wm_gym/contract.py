@@ -65,6 +65,7 @@ class WorldVectorEnv(VectorEnv):
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}
     device: torch.device | str = "cpu"
     max_uncertainty: float = math.inf
+    unanimous: bool = False
 
     def __init__(
         self,
@@ -232,6 +233,7 @@ class WorldVectorEnv(VectorEnv):
             "chunk": self.chunk,
             "ignore_terminations": self.ignore_terminations,
             "max_uncertainty": self.max_uncertainty,
+            "unanimous": self.unanimous,
             **self.made_of,
         }
         clock = {name: values[rows] for name, values in self._clock().items()}

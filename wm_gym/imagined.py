@@ -16,13 +16,14 @@ from torch import Tensor
 from wm_gym.checks import DTYPES, check_choice, check_limit, check_pair
 from wm_gym.contract import WorldVectorEnv
 from wm_gym.data.measurements import measurements
+from wm_gym.futures import Futures
 from wm_gym.hub import fingerprint
 from wm_gym.noise import row_noise
 from wm_gym.state import Played, map_arrays
 
 if TYPE_CHECKING:
     from wm_gym.success.classifier import SuccessClassifier
-    from wm_gym.world_model.model import Memory, WorldModel
+    from wm_gym.world_model.model import WorldModel
 
 
 class ImaginedVectorEnv(WorldVectorEnv):
@@ -40,7 +41,10 @@ class ImaginedVectorEnv(WorldVectorEnv):
     info's `uncertainty` is how far apart the world model's members are about each of the episode's
     steps, added up; the first step with more than `max_uncertainty` is an episode's last, and no
     success. A step succeeds where at least hold_k of its last hold_n windows have a probability of
-    at least the classifier's threshold.
+    at least the classifier's threshold. With `unanimous` each member imagines the episode alone,
+    too, and no step succeeds before one has in all of these futures: a policy that practises finds
+    where a network errs, or their mean, and hardly ever where all do. It takes the motion's time
+    once more; without several members it changes nothing.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class ImaginedVectorEnv(WorldVectorEnv):
         compile: bool = False,
         deterministic: bool = False,
         max_uncertainty: float | None = None,
+        unanimous: bool = False,
         **contract: Any,
     ) -> None:
         """Load the models, those that are bundled if neither is named.
@@ -81,14 +86,14 @@ class ImaginedVectorEnv(WorldVectorEnv):
             pictures = np.concatenate([self.pool.past, pictures], axis=1)
         self._pool_frames = torch.as_tensor(pictures, device=self.device)
         self._pool_robot = self._measured_starts()  # (s, q), where it is known
-        self._memory: Memory | None = None  # the n rows' memories
-        self._features: Tensor | None = None  # (n, window - 1, d) of the last frames
-        self._hits: Tensor | None = None  # (n, hold_n - 1) bool, the last windows' verdicts
+        self.unanimous = unanimous and not getattr(self.world_model, "certain", False)
+        # Of the n rows: what is shown; then, where it must be unanimous, what each member imagines.
+        self._futures: tuple[Futures, ...] = ()
 
     def close_extras(self, **kwargs: Any) -> None:
         """Let go of the models and of the rows' memories."""
         self.world_model = self.success = None
-        self._memory = self._features = self._hits = None
+        self._futures = ()
         self._pool_frames = self._pool_robot = None
 
     @cached_property
@@ -117,16 +122,16 @@ class ImaginedVectorEnv(WorldVectorEnv):
         self._remember(rows, past, np.arange(len(rows)))
         return past[:, -1]
 
-    def _save(self, rows: np.ndarray) -> tuple[Memory, Tensor, Tensor]:
+    def _save(self, rows: np.ndarray) -> tuple[Futures, ...]:
         where = torch.from_numpy(rows).to(self.device)
-        return self._memory.take(where), self._features[where], self._hits[where]
+        return tuple(futures.take(where) for futures in self._futures)
 
     @torch.inference_mode()
-    def _load(self, rows: np.ndarray, hidden: tuple[Memory, Tensor, Tensor]) -> None:
+    def _load(self, rows: np.ndarray, hidden: tuple[Futures, ...]) -> None:
         where = torch.from_numpy(rows).to(self.device)
         hidden = map_arrays(lambda part: torch.as_tensor(part, device=self.device), hidden)
-        memory, self._features[where], self._hits[where] = hidden
-        self._memory.put(where, memory)
+        for futures, saved in zip(self._futures, hidden, strict=True):
+            futures.put(where, saved)
 
     @torch.inference_mode()
     def _play(self, rows: np.ndarray, actions: np.ndarray, steps: np.ndarray) -> Played:
@@ -159,18 +164,14 @@ class ImaginedVectorEnv(WorldVectorEnv):
         with self._autocast():
             memory = self.world_model.begin(frames, robot)
             latents = self.world_model.encode(frames, last=self.success.config.window - 1)
-            features = self.success.embed(latents).float()
-        missing = self.success.config.window - 1 - features.shape[1]
-        features = torch.cat([features[:, :1].expand(-1, missing, -1), features], 1)
-        if self._memory is None:
+            begun = [Futures.begin(self.success, memory, latents)]
+        if self.unanimous:
+            begun.append(begun[0].each(self.world_model.config.members))
+        if not self._futures:
             everyone = torch.zeros(self.num_envs, dtype=torch.long, device=self.device)
-            hits = self.success.hold_n - 1
-            self._memory = memory.take(everyone)
-            self._features = features[everyone]
-            self._hits = torch.zeros(self.num_envs, hits, dtype=torch.bool, device=self.device)
-        self._memory.put(where, memory.take(which))
-        self._features[where] = features[which]
-        self._hits[where] = False
+            self._futures = tuple(futures.take(everyone) for futures in begun)
+        for futures, new in zip(self._futures, begun, strict=True):
+            futures.put(where, new.take(which))
 
     def _imagine(self, rows: np.ndarray, actions: np.ndarray, steps: np.ndarray) -> Played:
         """Play rows (m,) for K steps; all K frames are imagined, and cut where the row ends."""
@@ -178,18 +179,21 @@ class ImaginedVectorEnv(WorldVectorEnv):
         where = torch.from_numpy(rows).to(self.device)
         shape = self.world_model.noise_shape(k)
         keys = self.seeds[rows], self.episode[rows], self.elapsed[rows]
-        before, taken = self._memory.take(where), torch.from_numpy(actions).to(self.device)
+        taken = torch.from_numpy(actions).to(self.device)
+        shown, *alone = (futures.take(where) for futures in self._futures)
         with self._autocast():
             noise = row_noise(*keys, shape, self.device)
             # latents (m, K, ...), apart (m, K)
-            memory, latents, apart = self.world_model.imagine(before, taken, noise)
-            features = torch.cat([self._features[where], self.success.embed(latents).float()], 1)
-            probability = self.success.probability(features).float()  # (m, K)
-        hits = torch.cat([self._hits[where], probability >= self.success.threshold], 1)
-        held = hits.unfold(1, self.success.hold_n, 1).sum(-1) >= self.success.hold_k  # (m, K)
-        self._memory.put(where, memory)
-        self._features[where] = features[:, k:]
-        self._hits[where] = hits[:, k:]
+            memory, latents, apart = self.world_model.imagine(shown.memory, taken, noise)
+            # probability, held: (m, K)
+            after, probability, held = shown.watched(self.success, memory, latents)
+            self._futures[0].put(where, after)
+            for each in alone:
+                memory, own = self.world_model.imagine_alone(each.memory, taken, noise)
+                after, _, holds = each.watched(self.success, memory, own)
+                self._futures[1].put(where, after)
+                by_now = each.seen[..., None] | (holds.cumsum(-1) > 0)  # (m, e, K)
+                held = held & by_now.all(1)
 
         # The one wait for the device in a step.
         told = torch.stack([probability, held.float(), apart]).cpu().numpy()

@@ -98,11 +98,11 @@ def test_starts_of_a_split_are_drawn_from_its_own_seeds():
     pool = FakePool()
     train, test = (draw_starts(TASK, split, 6, pool) for split in ("train", "test"))
     assert train.states[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
-    assert test.states[:, 0].tolist() == [2_000_000 + i for i in range(6)]
+    assert test.states[:, 0].tolist() == [5_000_000 + i for i in range(6)]
     assert train.frames[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
     assert (train.task, train.split, len(train), test.split) == ("Lift", "train", 6, "test")
     assert list(test.low_dim) == ["robot0_hand"]  # not where the object is
-    assert test.low_dim["robot0_hand"].tolist() == [[2_000_000 + i, 1] for i in range(6)]
+    assert test.low_dim["robot0_hand"].tolist() == [[5_000_000 + i, 1] for i in range(6)]
     assert pool.calls == [4, 2, 4, 2]
 
 

@@ -48,7 +48,8 @@ def lab(monkeypatch, tmp_path) -> SimpleNamespace:
     """A finished run, and practice that keeps a policy every ten iterations."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "check_robosuite", lambda: None)
-    Run("lift", {"task": "Lift", "seed": 5, "imagined_envs": 8, "moments": 0, "budget": 128})
+    given = {"task": "Lift", "seed": 5, "imagined_envs": 8, "moments": 0, "unanimous": False}
+    Run("lift", {**given, "budget": 128})
     here = SimpleNamespace(practised=[], played=[], limits=[])
     judge = SuccessClassifier(SuccessConfig(threshold=0.6, hold_k=8, hold_n=8))
 
@@ -164,6 +165,7 @@ def test_it_practises_in_the_runs_world_for_as_long_as_is_said(lab):
     overoptimize(settings(seed=3))
     ((wmpo, folder, grpo, paid),) = lab.practised
     assert (wmpo.seed, wmpo.imagined_envs, wmpo.moments, folder) == (5, 8, 0, Path("lift"))
+    assert not wmpo.unanimous
     assert (grpo.iterations, grpo.eval_every, grpo.seed) == (30, 10, 3)
     assert (paid.threshold, paid.hold_k, paid.hold_n) == (0.6, 8, 8) and lab.limits == [None]
 
@@ -176,7 +178,7 @@ def test_practice_may_be_paid_by_a_stricter_rule_that_does_not_judge(lab):
     found = json.loads(Path("out/overoptimize.json").read_text())
     assert lab.limits == [2.0]
     rule = {"threshold": 0.95, "hold_k": 16, "hold_n": 16}
-    assert found["paid"] == {**rule, "max_uncertainty": 2.0}
+    assert found["paid"] == {**rule, "max_uncertainty": 2.0, "unanimous": False}
 
 
 def test_a_finished_command_is_shown_again_without_practice_or_play(lab):

@@ -202,6 +202,28 @@ def test_seeds_of_grpo_differ_in_nothing_else(tmp_path, monkeypatch):
     assert not run.is_done("policy_improved_1")
 
 
+@pytest.mark.parametrize("unanimous", [True, False])
+def test_practice_alone_is_paid_for_what_every_member_sees(tmp_path, monkeypatch, unanimous):
+    made = {}
+
+    def env(config, run, split, n, **options):
+        made[split] = options.get("unanimous", False)
+        return split
+
+    def train(settings, policy, world, stage, validation):
+        assert (world, validation) == ("train", "validation")
+        stage.log(1, dict.fromkeys(("rollout/success_rate", "rollout/episodes", "time/seconds"), 1))
+
+    monkeypatch.setattr(wmpo, "imagined_env", env)
+    monkeypatch.setattr(wmpo, "load_starts", lambda *given: None)
+    monkeypatch.setattr(TokenVLA, "from_pretrained", lambda *given, **told: None)
+    monkeypatch.setattr(wmpo.grpo, "train", train)
+    config = WMPOConfig(out=tmp_path, moments=0, unanimous=unanimous)
+    run = Run(tmp_path, config)
+    wmpo.practise(config, run, config.grpo, run.stage("grpo_0", {}))
+    assert made == {"train": unanimous, "validation": False}
+
+
 class Sampler(torch.nn.Linear):
     """A policy of chance alone."""
 

@@ -211,7 +211,7 @@ def test_noise_is_added_to_the_body_before_every_step(model, monkeypatch):
     memory, actions, noise = given(model, k=3)
     told = []
 
-    def still(state: State, _: Tensor) -> tuple[State, Tensor]:
+    def still(state: State, *_: Tensor) -> tuple[State, Tensor]:
         told.append(state)
         return state, torch.zeros(2)
 
@@ -355,6 +355,55 @@ def test_one_member_alone_is_never_uncertain(tiny):
         torch.nn.init.normal_(weights, std=0.05)
     assert model.imagine(*given(model))[2].tolist() == [[0.0] * 8] * 2
     assert model.certain and not WorldModel(replace(tiny, members=2)).certain
+
+
+@pytest.mark.parametrize("grid", [{}, {"width": 0, "vector": 0}])
+def test_members_that_imagine_alone_by_hand(tiny, grid):
+    """One member moves nothing, the other as `apart_by_hand` says; change is (10, 1, 1)."""
+    model = apart_by_hand(replace(tiny, **grid))
+    memory, actions, noise = given(model, k=2)
+    memory.state[:, -3:] = torch.tensor([[2.0, 1, 0], [0, 0, 0]])
+    noise[:] = torch.tensor([[[4.0, 2, 0], [0, -3, 0]], [[0, 0, 0], [0, 0, 0]]])
+    actions[:, :, 0] = torch.tensor([[6.0, 0], [0, -6]])
+    alone = Memory(torch.stack([memory.state] * 2, dim=1))
+    after, latents = model.imagine_alone(alone, actions, noise)
+    # Half of the noise comes first: (4, 2, 0), which the other member moves by (40, 2, 6).
+    still = [[[4.0, 2, 0], [4, 0.5, 0]], [[0, 0, 0], [0, 0, 0]]]
+    moved = [[[44.0, 4, 6], [484, 5, 6]], [[0, 0, 0], [0, 0, -6]]]
+    expected = torch.stack([torch.tensor(still), torch.tensor(moved)], dim=1)
+    torch.testing.assert_close(latents[..., -3:], expected)
+    assert torch.equal(after.state, latents[:, :, -1]) and latents.shape[:3] == (2, 2, 2)
+
+
+@pytest.mark.parametrize("grid", [{}, {"width": 0, "vector": 0}])
+def test_a_member_alone_imagines_what_it_would_if_there_were_no_other(tiny, grid):
+    model = WorldModel(replace(tiny, members=3, **grid)).requires_grad_(False)
+    for weights in model.parameters():
+        torch.nn.init.normal_(weights, std=0.1)
+    memory, actions, noise = given(model)
+    futures = Memory(torch.stack([memory.state] * 3, dim=1))
+    for _ in range(2):
+        futures, latents = model.imagine_alone(futures, actions, noise)
+    weights = model.state_dict()
+    for member in range(3):
+        lone = WorldModel(replace(model.config, members=1)).requires_grad_(False)
+        own = lone.state_dict()
+        mine = {
+            name: value[member : member + 1] if value.shape != own[name].shape else value
+            for name, value in weights.items()
+        }
+        lone.load_state_dict(mine)
+        after = memory
+        for _ in range(2):
+            after, wanted, _ = lone.imagine(after, actions, noise)
+        torch.testing.assert_close(latents[:, member], wanted, rtol=1e-4, atol=1e-5)
+        assert (latents[:, member] - latents[:, member - 1]).abs().max() > 1e-2
+
+
+def test_members_that_imagine_alone_take_blocks_of_a_length_that_fits(model):
+    memory, actions, noise = given(model, k=9)
+    with pytest.raises(ValueError, match="1 to 8 actions, got 9"):
+        model.imagine_alone(Memory(memory.state[:, None]), actions, noise)
 
 
 def test_noise_is_no_uncertainty_where_members_agree(model):

@@ -117,12 +117,13 @@ class BodyTransition(nn.Module):
         super().__init__()
         self.motion = motion
 
-    def forward(self, state: State, action: Tensor) -> tuple[State, Tensor]:
+    def forward(self, state: State, action: Tensor, alone: bool = False) -> tuple[State, Tensor]:
         """Play action (n, a). The body moves as measurements do by themselves.
 
-        Returns the next state, and how far apart the motion's members are about it, float32 (n,).
+        alone: the motion's members take turns row by row, instead of moving all by their mean.
+        Returns the next state, and how far apart the members are about it, float32 (n,).
         """
-        move, apart = self.motion(state.body, action)
+        move, apart = (self.motion.alone if alone else self.motion)(state.body, action)
         body = state.body + self.motion.change * move
         return self.follow(state.grid, self.recall(state, action), body, action), apart
 

@@ -146,6 +146,22 @@ does all of this, with the success classifier that was trained with it."""
         latents = torch.stack([flatten(state) for state in states], dim=1)
         return Memory(latents[:, -1].clone()), latents, torch.stack(aparts, dim=1)
 
+    def imagine_alone(
+        self, memory: Memory, actions: Tensor, noise: Tensor
+    ) -> tuple[Memory, Tensor]:
+        """Imagine as `imagine` does, but let each of e members go on from where it got to itself.
+
+        memory: of n x e futures, e of each row, whose state is (n, e, f). All futures of a row have
+        its actions and its noise. Returns the memory after them and latents, float32 (n, e, k, f).
+        """
+        check_block(actions, self.config.max_chunk)
+        n, e = memory.state.shape[:2]
+        actions, noise = (x.repeat_interleave(e, dim=0) for x in (actions, noise))
+        state = self.unflatten(memory.state.flatten(0, 1))
+        states, _ = self.roll(state, actions, noise, alone=True)
+        latents = torch.stack([flatten(state) for state in states], dim=1).unflatten(0, (n, e))
+        return Memory(latents[:, :, -1].clone()), latents
+
     def follow(self, memory: Memory, actions: Tensor, measured: Tensor) -> Tensor:
         """Imagine frames under actions (n, t, 7), told after each what was measured, (n, t, p).
 
@@ -161,16 +177,17 @@ does all of this, with the success classifier that was trained with it."""
         return torch.stack(latents, dim=1)
 
     def roll(
-        self, state: State, actions: Tensor, noise: Tensor
+        self, state: State, actions: Tensor, noise: Tensor, alone: bool = False
     ) -> tuple[list[State], list[Tensor]]:
         """Move a state on under actions (n, t, a), with noise (n, t, p).
 
-        Returns the t states, and how far apart the members are about each, float32 (n,).
+        alone: row r by member r % e. Returns the t states, and how far apart the members are about
+        each, float32 (n,).
         """
         states, aparts = [], []
         for action, push in zip(actions.unbind(1), noise.unbind(1), strict=True):
             state = state._replace(body=state.body + self.config.noise * push)
-            state, apart = self.transition(state, action)
+            state, apart = self.transition(state, action, alone)
             states.append(state)
             aparts.append(apart)
         return states, aparts

@@ -142,6 +142,15 @@ class Motion(nn.Module):
         mean = moves.mean(0)
         return mean, (moves - mean).square().mean((0, 2)).sqrt()
 
+    def alone(self, body: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Move bodies (n x e, p) under actions (n x e, a), each by the member whose turn it is.
+
+        Row r is moved by member r % e. Returns what `forward` does, apart by nothing.
+        """
+        told = (x.unflatten(0, (-1, self.members)).transpose(0, 1) for x in (body, action))
+        moves = self.each(*told).transpose(0, 1).flatten(0, 1)
+        return moves, moves.new_zeros(len(moves))
+
     def each(self, body: Tensor, action: Tensor) -> Tensor:
         """Let every member e move bodies of its own, (e, n, p), under its actions (e, n, a)."""
         with exactly(body.device.type):  # millimetres do not survive bfloat16

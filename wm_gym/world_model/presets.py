@@ -58,7 +58,7 @@ class WorldModelConfig:
     mirror: float | None = None
     """Where a Panda stands, y in metres: it and its table are alike on both sides of that (see
     `wm_gym.data.symmetry`); None for other robots."""
-    members: int = 3
+    members: int = 4
     """Networks that move the body by their mean; where they are apart, the model is uncertain."""
     units: int = 192
     """Units in each layer of these."""
