@@ -12,7 +12,7 @@ policy = TokenVLA.from_pretrained("lift/policy_base")
 
 
 def make(split: str, num_envs: int) -> gym.vector.VectorEnv:
-    """Make imagined episodes; with backend="real", and no dtype, the same is online GRPO."""
+    """Make imagined episodes; backend="real", without the last two, makes it online GRPO."""
     return gym.make_vec(
         "wm_gym/Lift-v0",
         num_envs=num_envs,
@@ -20,6 +20,7 @@ def make(split: str, num_envs: int) -> gym.vector.VectorEnv:
         split=split,
         autoreset_mode="disabled",
         dtype="bfloat16",
+        unanimous=split == "train",  # practice pays for what every network imagines alone
     )
 
 

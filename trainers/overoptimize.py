@@ -55,6 +55,8 @@ class OveroptimizeConfig:
     """Practise under one that needs a success to last so many steps; its own by default."""
     max_uncertainty: float | None = None
     """Practise in a world that truncates episodes of which it is less certain; never by default."""
+    unanimous: bool | None = None
+    """Practise where every member of the world model must see a success; as the run by default."""
     episodes: int = 128
     """Episodes of each policy in each world, from the first validation starts."""
     seed: int = 0
@@ -76,6 +78,8 @@ def overoptimize(config: OveroptimizeConfig) -> None:
     given = json.loads((config.run / "config.json").read_text())
     names = ("task", "seed", "imagined_envs", "moments", "unanimous")
     wmpo = WMPOConfig(out=config.run, **{name: given[name] for name in names})
+    if config.unanimous is not None:
+        wmpo = replace(wmpo, unanimous=config.unanimous)
     settings = replace(
         config.grpo, iterations=config.iterations, eval_every=config.every, seed=config.seed
     )

@@ -171,14 +171,15 @@ def test_it_practises_in_the_runs_world_for_as_long_as_is_said(lab):
 
 
 def test_practice_may_be_paid_by_a_stricter_rule_that_does_not_judge(lab):
-    overoptimize(settings(threshold=0.95, hold=16, max_uncertainty=2.0))
-    ((*_, paid),) = lab.practised
+    overoptimize(settings(threshold=0.95, hold=16, max_uncertainty=2.0, unanimous=True))
+    ((wmpo, *_, paid),) = lab.practised
+    assert wmpo.unanimous
     assert (paid.threshold, paid.hold_k, paid.hold_n) == (0.95, 16, 16)
     assert {threshold for *_, threshold in lab.played} == {0.6}
     found = json.loads(Path("out/overoptimize.json").read_text())
     assert lab.limits == [2.0]
     rule = {"threshold": 0.95, "hold_k": 16, "hold_n": 16}
-    assert found["paid"] == {**rule, "max_uncertainty": 2.0, "unanimous": False}
+    assert found["paid"] == {**rule, "max_uncertainty": 2.0, "unanimous": True}
 
 
 def test_a_finished_command_is_shown_again_without_practice_or_play(lab):
