@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from wm_gym.contract import WorldVectorEnv
 from wm_gym.imagined import ImaginedVectorEnv
 from wm_gym.starts import StartPool
 from wm_gym.state import Played
+from wm_gym.world_model.model import WorldModel
 
 SIZE = 8  # pixels
 
@@ -195,6 +197,17 @@ class FakeSuccess(nn.Module):
         """(n, 7 + t, 1) -> (n, t)."""
         self.windows.append(features.clone())
         return ((features[:, 7:, 0] + 1) / 2).clamp(0, 1)
+
+
+def alone(model: WorldModel, member: int) -> WorldModel:
+    """Make a world model of one member of another."""
+    single = WorldModel(replace(model.config, members=1)).requires_grad_(False)
+    shapes, weights = single.state_dict(), model.state_dict()
+    own = slice(member, member + 1)
+    single.load_state_dict(
+        {name: w if w.shape == shapes[name].shape else w[own] for name, w in weights.items()}
+    )
+    return single
 
 
 def imagined(num_envs: int = 1, **kwargs: Any) -> ImaginedVectorEnv:

@@ -18,7 +18,7 @@ from gymnasium.wrappers import TransformAction, TransformObservation, TransformR
 from gymnasium.wrappers import vector as stock
 
 from tests.fakes import FakeSuccess, FakeWorldModel, ScriptedEnv, fake_pool
-from tests.worlds import ladder, noisy
+from tests.worlds import ladder, noisy, unanimous
 from wm_gym.imagined import ImaginedVectorEnv
 from wm_gym.single import SingleEnv
 from wm_gym.testing import MODES, check_world
@@ -26,7 +26,11 @@ from wm_gym.testing.calls import Plan, record
 
 NEVER = 99
 FLAGS = ("terminated", "truncated")
-WORLDS = {"real": ladder, "imagined": partial(noisy, deterministic=False)}
+WORLDS = {
+    "real": ladder,
+    "imagined": partial(noisy, deterministic=False),
+    "unanimous": partial(unanimous, deterministic=False),
+}
 
 
 @pytest.mark.parametrize("num_envs", [1, 3, 8])

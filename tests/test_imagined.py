@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from tests.fakes import FakeMembers, FakeSuccess, FakeWorldModel, fake_pool, imagined
+from tests.fakes import FakeMembers, FakeSuccess, FakeWorldModel, alone, fake_pool, imagined
 from wm_gym.imagined import ImaginedVectorEnv, _load_success_classifier, cut
 from wm_gym.noise import row_noise
 from wm_gym.success.classifier import SuccessClassifier, SuccessConfig
@@ -351,21 +352,24 @@ def test_a_member_must_see_the_success_hold_as_well():
     assert seen == [([False], [4]), ([True], [3])]
 
 
-def test_what_members_saw_in_one_episode_does_not_count_for_the_next():
-    env = imagined(2, **SEEN_BY_ALL, horizon=3)
-    start_at(env, 0, 0)
-    actions = three_futures(0, 0)
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
+def test_what_members_saw_in_one_episode_does_not_count_for_the_next(mode):
+    env = imagined(2, **SEEN_BY_ALL, starts=fake_pool(1), horizon=3, autoreset_mode=mode)
+    env.reset(seed=0)
+    actions, last = three_futures(0, 0), three_futures(3, 3)[:, 0]  # which only the mean sees
     for step in range(3):
         env.step(actions[:, step])
-    env.reset(options={"start": np.zeros(2, int), "reset_mask": np.array([True, False])})
-    again = three_futures(3, 3)
-    assert env.step(again[:, 0])[-1]["success"].tolist() == [False, False]  # row 1 was at its end
+    if mode == "NextStep":
+        env.step(actions[:, 0])  # which resets
+    elif mode == "Disabled":
+        env.reset(options={"reset_mask": np.array([True, True])})
+    info = env.step(last)[-1]
+    assert info["played"].tolist() == [1, 1] and info["success"].tolist() == [False, False]
 
 
 def test_without_members_success_is_unanimous():
-    alone = FakeWorldModel()
-    alone.certain = True
-    env = imagined(world_model=alone, success=FakeSuccess(0.42), unanimous=True)
+    env = imagined(success=FakeSuccess(0.42), unanimous=True)
+    assert not env.unanimous
     start_at(env, 0)
     assert env.step(push(env, 1))[-1]["success"].tolist() == [True]
 
@@ -659,6 +663,48 @@ def test_a_long_past_is_embedded_knowing_its_first_picture():
     latents = models["world_model"].encode(torch.from_numpy(frames))
     expected = models["success"].embed(latents)[:, -7:]
     torch.testing.assert_close(env._futures[0].features, expected, rtol=1e-4, atol=1e-5)
+
+
+class Slow(torch.nn.Module):
+    """A success where the sine of twice x, on the mean of four frames, was above 0 twice of 3."""
+
+    def __init__(self, latent_size: int) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(window=4, latent_size=latent_size)
+        self.threshold, self.hold_k, self.hold_n = 0.5, 2, 3
+
+    def embed(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents[..., -3:-2]
+
+    def probability(self, features: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid((2 * features.unfold(1, 4, 1).mean((2, 3))).sin())
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("chunk", [2, 8])
+def test_members_of_a_real_model_see_what_each_sees_in_a_world_of_its_own(chunk, deterministic):
+    models = random_models(noise=0.5)
+    model = models["world_model"]
+    generator = torch.Generator().manual_seed(2)
+    for weights in model.transition.motion.parameters():  # small: no row may hang on rounding
+        torch.nn.init.normal_(weights, std=0.1, generator=generator)
+    models["success"] = Slow(model.config.latent_size)
+    actions = random_actions(6, 16, 7)
+
+    def seen(world_model: WorldModel, unanimous: bool = False) -> np.ndarray:
+        options = {**models, "world_model": world_model, "unanimous": unanimous}
+        options |= {"deterministic": deterministic, "ignore_terminations": True}
+        env = imagined(6, **options, chunk=chunk, horizon=16, return_frames=True)
+        env.reset(seed=0, options={"start": np.array([0, 1, 2, 3, 4, 0])})
+        blocks = np.split(actions, 16 // chunk, axis=1)
+        return np.concatenate([env.step(block)[-1]["frames_success"] for block in blocks], axis=1)
+
+    members = [seen(alone(model, member)) for member in range(model.config.members)]
+    had = np.logical_or.accumulate(members, axis=2).all(0)
+    shown = seen(model)
+    assert np.array_equal(seen(model, unanimous=True), shown & had)
+    assert 20 < (shown & had).sum() < shown.sum() - 10  # of 96
+    assert len(set(map(tuple, shown & had))) == 6  # no two rows alike
 
 
 def test_cut_by_hand():

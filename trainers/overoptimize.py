@@ -76,10 +76,11 @@ def overoptimize(config: OveroptimizeConfig) -> None:
     """
     check(config)
     given = json.loads((config.run / "config.json").read_text())
-    names = ("task", "seed", "imagined_envs", "moments", "unanimous")
-    wmpo = WMPOConfig(out=config.run, **{name: given[name] for name in names})
-    if config.unanimous is not None:
-        wmpo = replace(wmpo, unanimous=config.unanimous)
+    names = ("task", "seed", "imagined_envs", "moments")
+    as_run = given.get("unanimous", False)  # runs were made before there was the option
+    unanimous = as_run if config.unanimous is None else config.unanimous
+    told = {name: given[name] for name in names}
+    wmpo = WMPOConfig(out=config.run, unanimous=unanimous, **told)
     settings = replace(
         config.grpo, iterations=config.iterations, eval_every=config.every, seed=config.seed
     )
@@ -91,7 +92,7 @@ def overoptimize(config: OveroptimizeConfig) -> None:
     payer = strict(classifier, config.threshold, config.hold)
     world = {"success": payer, "max_uncertainty": config.max_uncertainty}
     base = Run(config.run, given, resume=True)
-    stage = run.stage("grpo", settings)
+    stage = run.stage("grpo", {**asdict(settings), "unanimous": unanimous})
     practised = run.once("grpo", lambda: practise(wmpo, base, settings, stage, **world)[1])
     agree = AgreeConfig(
         task=wmpo.task,
@@ -126,7 +127,7 @@ def overoptimize(config: OveroptimizeConfig) -> None:
         "paid": {
             **{name: getattr(payer.config, name) for name in ("threshold", "hold_k", "hold_n")},
             "max_uncertainty": config.max_uncertainty,
-            "unanimous": wmpo.unanimous,
+            "unanimous": unanimous,
         },
         "grpo": {**asdict(settings), "seconds": practised["seconds"]},
         "rows": rows,

@@ -76,7 +76,8 @@ class WMPOConfig:
     """Moments of the rollouts at which imagined episodes begin, beside the starts."""
     unanimous: bool = True
     """Whether practice pays only for successes that every member of the world model imagines alone,
-    too: what it learns from their mean are the mean's mistakes as well."""
+    too, which makes it less easy to learn from the world's mistakes. `nano` then takes several
+    times as long for a step."""
     preset: str = "nano-object"
     """Of the world model. `nano-object` learns from the object's pose, `nano` does without, by the
     settings that docs/train-your-own.md names. `small` and `paper` are for your own files with

@@ -20,7 +20,7 @@ class Futures(NamedTuple):
     memory: Memory
     features: Tensor  # (n, [e,] window - 1, d) float32, of the last frames
     hits: Tensor  # (n, [e,] hold_n - 1) bool, the last windows' verdicts
-    seen: Tensor  # (n, [e]) bool, whether a success has ever held
+    seen: Tensor  # (n, [e]) bool, whether a success has held by now
 
     @classmethod
     def begin(cls, success: SuccessClassifier, memory: Memory, latents: Tensor) -> Futures:
@@ -32,17 +32,17 @@ class Futures(NamedTuple):
         no = torch.zeros(n, success.hold_n, dtype=torch.bool, device=features.device)
         return cls(memory, features, no[:, 1:], no[:, 0])
 
-    def each(self, members: int) -> Futures:
-        """Give every row (n,) as many futures of its own, (n, members)."""
+    def repeated(self, members: int) -> Futures:
+        """Give every row (n,) as many futures, (n, members), which begin alike."""
         return map_arrays(lambda part: torch.stack([part] * members, dim=1), self)
 
     def watched(
         self, success: SuccessClassifier, memory: Memory, latents: Tensor
-    ) -> tuple[Futures, Tensor, Tensor]:
+    ) -> tuple[Futures, Tensor, Tensor, Tensor]:
         """Judge the k frames that followed: latents (n, [e,] k, ...), at whose end is `memory`.
 
-        Returns the futures after them, the probability that the task is done at each frame,
-        float32 (n, [e,] k), and whether a success holds there, bool.
+        Returns the futures after them, and of each frame, (n, [e,] k): the probability that the
+        task is done, float32; whether a success holds, bool; whether one has by then, bool.
         """
         lead, k = self.seen.shape, latents.shape[self.seen.ndim]
         flat = latents.flatten(0, len(lead) - 1)
@@ -52,9 +52,9 @@ class Futures(NamedTuple):
         probability = success.probability(flat).float().unflatten(0, lead)
         hits = torch.cat([self.hits, probability >= success.threshold], dim=-1)
         holds = hits.unfold(-1, success.hold_n, 1).sum(-1) >= success.hold_k
-        seen = self.seen | holds.any(-1)
-        after = Futures(memory, features[..., k:, :], hits[..., k:], seen)
-        return after, probability, holds
+        seen = self.seen[..., None] | (holds.cumsum(-1) > 0)
+        after = Futures(memory, features[..., k:, :], hits[..., k:], seen[..., -1])
+        return after, probability, holds, seen
 
     def take(self, rows: Tensor) -> Futures:
         """Return rows (r,) int64 as futures of their own, fresh."""

@@ -42,9 +42,11 @@ class ImaginedVectorEnv(WorldVectorEnv):
     steps, added up; the first step with more than `max_uncertainty` is an episode's last, and no
     success. A step succeeds where at least hold_k of its last hold_n windows have a probability of
     at least the classifier's threshold. With `unanimous` each member imagines the episode alone,
-    too, and no step succeeds before one has in all of these futures: a policy that practises finds
-    where a network errs, or their mean, and hardly ever where all do. It takes the motion's time
-    once more; without several members it changes nothing.
+    too (TS-infinity of PETS, Chua et al. 2018, arXiv 1805.12114), and a step succeeds where the
+    success in what is shown holds and every member has had one, then or before: a policy that
+    practises is paid less often for what its world is wrong about. It takes the time of the
+    dynamics once more, and once for each member where they have a grid; without several members it
+    changes nothing.
     """
 
     def __init__(
@@ -86,8 +88,8 @@ class ImaginedVectorEnv(WorldVectorEnv):
             pictures = np.concatenate([self.pool.past, pictures], axis=1)
         self._pool_frames = torch.as_tensor(pictures, device=self.device)
         self._pool_robot = self._measured_starts()  # (s, q), where it is known
-        self.unanimous = unanimous and not getattr(self.world_model, "certain", False)
-        # Of the n rows: what is shown; then, where it must be unanimous, what each member imagines.
+        self.unanimous = unanimous and getattr(self.world_model.config, "members", 1) > 1
+        # Of the n rows: what is shown, then, where it must be unanimous, what each member imagines.
         self._futures: tuple[Futures, ...] = ()
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -166,7 +168,7 @@ class ImaginedVectorEnv(WorldVectorEnv):
             latents = self.world_model.encode(frames, last=self.success.config.window - 1)
             begun = [Futures.begin(self.success, memory, latents)]
         if self.unanimous:
-            begun.append(begun[0].each(self.world_model.config.members))
+            begun.append(begun[0].repeated(self.world_model.config.members))
         if not self._futures:
             everyone = torch.zeros(self.num_envs, dtype=torch.long, device=self.device)
             self._futures = tuple(futures.take(everyone) for futures in begun)
@@ -180,20 +182,20 @@ class ImaginedVectorEnv(WorldVectorEnv):
         shape = self.world_model.noise_shape(k)
         keys = self.seeds[rows], self.episode[rows], self.elapsed[rows]
         taken = torch.from_numpy(actions).to(self.device)
-        shown, *alone = (futures.take(where) for futures in self._futures)
+        shown = self._futures[0].take(where)
         with self._autocast():
             noise = row_noise(*keys, shape, self.device)
             # latents (m, K, ...), apart (m, K)
             memory, latents, apart = self.world_model.imagine(shown.memory, taken, noise)
             # probability, held: (m, K)
-            after, probability, held = shown.watched(self.success, memory, latents)
+            after, probability, held, _ = shown.watched(self.success, memory, latents)
             self._futures[0].put(where, after)
-            for each in alone:
-                memory, own = self.world_model.imagine_alone(each.memory, taken, noise)
-                after, _, holds = each.watched(self.success, memory, own)
+            if self.unanimous:
+                alone = self._futures[1].take(where)
+                memory, own = self.world_model.imagine_alone(alone.memory, taken, noise)
+                after, *_, seen = alone.watched(self.success, memory, own)  # (m, e, K)
                 self._futures[1].put(where, after)
-                by_now = each.seen[..., None] | (holds.cumsum(-1) > 0)  # (m, e, K)
-                held = held & by_now.all(1)
+                held = held & seen.all(1)
 
         # The one wait for the device in a step.
         told = torch.stack([probability, held.float(), apart]).cpu().numpy()

@@ -48,8 +48,7 @@ def lab(monkeypatch, tmp_path) -> SimpleNamespace:
     """A finished run, and practice that keeps a policy every ten iterations."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "check_robosuite", lambda: None)
-    given = {"task": "Lift", "seed": 5, "imagined_envs": 8, "moments": 0, "unanimous": False}
-    Run("lift", {**given, "budget": 128})
+    Run("lift", {"task": "Lift", "seed": 5, "imagined_envs": 8, "moments": 0, "budget": 128})
     here = SimpleNamespace(practised=[], played=[], limits=[])
     judge = SuccessClassifier(SuccessConfig(threshold=0.6, hold_k=8, hold_n=8))
 
@@ -180,6 +179,19 @@ def test_practice_may_be_paid_by_a_stricter_rule_that_does_not_judge(lab):
     assert lab.limits == [2.0]
     rule = {"threshold": 0.95, "hold_k": 16, "hold_n": 16}
     assert found["paid"] == {**rule, "max_uncertainty": 2.0, "unanimous": True}
+
+
+@pytest.mark.parametrize(
+    ("of_run", "asked", "paid"),
+    [({}, None, False), ({"unanimous": True}, None, True), ({"unanimous": True}, False, False)],
+)
+def test_success_is_unanimous_as_in_the_run_unless_told_otherwise(lab, of_run, asked, paid):
+    given = json.loads(Path("lift/config.json").read_text())
+    Path("lift/config.json").write_text(json.dumps({**given, **of_run}))
+    overoptimize(settings(unanimous=asked))
+    assert lab.practised[0][0].unanimous == paid
+    assert json.loads(Path("out/overoptimize.json").read_text())["paid"]["unanimous"] == paid
+    assert json.loads(Path("out/training/grpo/config.json").read_text())["unanimous"] == paid
 
 
 def test_a_finished_command_is_shown_again_without_practice_or_play(lab):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.fakes import alone
 from wm_gym.world_model import model as module
 from wm_gym.world_model.dynamics import State
 from wm_gym.world_model.memory import Memory
@@ -384,15 +385,8 @@ def test_a_member_alone_imagines_what_it_would_if_there_were_no_other(tiny, grid
     futures = Memory(torch.stack([memory.state] * 3, dim=1))
     for _ in range(2):
         futures, latents = model.imagine_alone(futures, actions, noise)
-    weights = model.state_dict()
     for member in range(3):
-        lone = WorldModel(replace(model.config, members=1)).requires_grad_(False)
-        own = lone.state_dict()
-        mine = {
-            name: value[member : member + 1] if value.shape != own[name].shape else value
-            for name, value in weights.items()
-        }
-        lone.load_state_dict(mine)
+        lone = alone(model, member)
         after = memory
         for _ in range(2):
             after, wanted, _ = lone.imagine(after, actions, noise)

@@ -121,9 +121,14 @@ class BodyTransition(nn.Module):
         """Play action (n, a). The body moves as measurements do by themselves.
 
         alone: the motion's members take turns row by row, instead of moving all by their mean.
-        Returns the next state, and how far apart the members are about it, float32 (n,).
+        Returns the next state, and how far apart the members are about it, float32 (n,), which is
+        by nothing where one moves alone.
         """
-        move, apart = (self.motion.alone if alone else self.motion)(state.body, action)
+        if alone:
+            move = self.motion.alone(state.body, action)
+            apart = move.new_zeros(len(move))
+        else:
+            move, apart = self.motion(state.body, action)
         body = state.body + self.motion.change * move
         return self.follow(state.grid, self.recall(state, action), body, action), apart
 

@@ -142,14 +142,13 @@ class Motion(nn.Module):
         mean = moves.mean(0)
         return mean, (moves - mean).square().mean((0, 2)).sqrt()
 
-    def alone(self, body: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Move bodies (n x e, p) under actions (n x e, a), each by the member whose turn it is.
+    def alone(self, body: Tensor, action: Tensor) -> Tensor:
+        """Move bodies (n x e, p) under actions (n x e, a), row r by member r % e alone.
 
-        Row r is moved by member r % e. Returns what `forward` does, apart by nothing.
+        Returns how far they move, float32 (n x e, p), in units of `change`.
         """
         told = (x.unflatten(0, (-1, self.members)).transpose(0, 1) for x in (body, action))
-        moves = self.each(*told).transpose(0, 1).flatten(0, 1)
-        return moves, moves.new_zeros(len(moves))
+        return self.each(*told).transpose(0, 1).flatten(0, 1)
 
     def each(self, body: Tensor, action: Tensor) -> Tensor:
         """Let every member e move bodies of its own, (e, n, p), under its actions (e, n, a)."""
