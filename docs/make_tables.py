@@ -35,7 +35,6 @@ SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "audit": ("lift_audit.json", tables.audit),
     "audit-summary": ("lift_audit.json", tables.audit_summary),
     "agreement": ("lift_agreement.json", tables.agreement),
-    "fresh": ("lift_fresh_starts.json", tables.agreement),
     "overoptimization": ("lift_overoptimization.json", tables.overoptimization),
 }
 

@@ -36,7 +36,7 @@ from wm_gym.runs import Run
 class GRPOConfig:
     """Settings of GRPO; the defaults are the bundled run's, the paper's stand beside."""
 
-    iterations: int = 80
+    iterations: int = 60
     """Policy updates (paper: up to 100)."""
     group_size: int = 8
     """Episodes that share a start (TRL calls it num_generations)."""

@@ -46,7 +46,7 @@ class OveroptimizeConfig:
     run: Path
     """Run folder of `wm-gym wmpo`, with the stages up to train-success done."""
     iterations: int = 240
-    """Iterations of GRPO; a run of `wm-gym wmpo` has 80."""
+    """Iterations of GRPO; a run of `wm-gym wmpo` has 60."""
     every: int = 20
     """Iterations between policies that are kept and played in both worlds."""
     threshold: float | None = None
