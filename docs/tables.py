@@ -266,7 +266,7 @@ def _audited(content: Mapping[str, Any]) -> tuple[list, list]:
     """Rows of an audit: wrong outcomes; the horizon, how policies rank, perturbed successes."""
     ends, r = content["usable_horizon_ends_by"], content["pearson_r"]
     why = f"ended by {' and '.join(ends)}" if ends else "the whole episode; no limit was reached"
-    interval = f" [{r['low']:.2f}, {r['high']:.2f}]" if "low" in r else ""
+    interval = f" [{r['low']:.3f}, {r['high']:.3f}]" if "low" in r else ""
     policies = f"{content['policies']} policies"
     perturbed = f"{content['counterfactual_sequences']} perturbed sequences, held-out families"
     optimism = content["counterfactual_optimism"]
@@ -277,7 +277,7 @@ def _audited(content: Mapping[str, Any]) -> tuple[list, list]:
     ]
     rest = [
         ("usable horizon, control steps", f"{content['usable_horizon']} ({why})"),
-        (f"Pearson's r of imagined and real success, {policies}", f"{r['value']:.2f}{interval}"),
+        (f"Pearson's r of imagined and real success, {policies}", f"{r['value']:.3f}{interval}"),
         (f"MMRV (mean maximum rank violation), {policies}", f"{content['mmrv']:.3f}"),
         (
             f"AUROC of imagined success, {perturbed}",

@@ -335,7 +335,7 @@ def test_an_audit_is_a_table_of_its_figures(pages, tmp_path, audited):
     assert "| 256 paired episodes |  |" in page
     assert "| real failures imagined as successes | 10.0 % [5.5, 17.4] (n = 100) |" in page
     assert "| never grasped 7, late 3 |" in page.replace("hallucinated successes ", "")
-    assert "10 policies | 0.95 [0.80, 0.99] |" in page
+    assert "10 policies | 0.951 [0.800, 0.990] |" in page
     assert "held-out families | 0.850 |\n" in page
     assert "fail in robosuite, imagined as successes | 35.0 % [5.5, 17.4] (n = 100) |" in page
     assert "\n- audit: test starts, by `wm-gym audit` at commit `0123456789ab`\n" in page
