@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from wm_gym.state import map_arrays
+from wm_gym.success.classifier import pad_features
 
 if TYPE_CHECKING:
     from wm_gym.success.classifier import SuccessClassifier
@@ -25,11 +26,9 @@ class Futures(NamedTuple):
     @classmethod
     def begin(cls, success: SuccessClassifier, memory: Memory, latents: Tensor) -> Futures:
         """Begin n rows from what is remembered and the latents, (n, t, ...), of the last frames."""
-        n, window = len(latents), success.config.window
-        features = success.embed(latents).float()
-        missing = window - 1 - features.shape[1]  # the first frame stands for these
-        features = torch.cat([features[:, :1].expand(-1, missing, -1), features], dim=1)
-        no = torch.zeros(n, success.hold_n, dtype=torch.bool, device=features.device)
+        window = success.config.window
+        features = pad_features(success.embed(latents).float(), window)[:, 1 - window :]
+        no = torch.zeros(len(latents), success.hold_n, dtype=torch.bool, device=features.device)
         return cls(memory, features, no[:, 1:], no[:, 0])
 
     def repeated(self, members: int) -> Futures:
