@@ -81,6 +81,7 @@ OWN = {
         "compile": True,
         "deterministic": True,
         "max_uncertainty": 2.5,
+        "unanimous": True,
     },
     "real": {"workers": 2, "full_meshes": True, "timeout": 7.5},
 }
