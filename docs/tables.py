@@ -269,6 +269,7 @@ def _audited(content: Mapping[str, Any]) -> tuple[list, list]:
     interval = f" [{r['low']:.3f}, {r['high']:.3f}]" if "low" in r else ""
     policies = f"{content['policies']} policies"
     perturbed = f"{content['counterfactual_sequences']} perturbed sequences, held-out families"
+    auroc = content["counterfactual_auroc_perturbed"]
     optimism = content["counterfactual_optimism"]
     wrong = [
         ("real failures imagined as successes", _rate(content["hallucinated_success_rate"])),
@@ -279,10 +280,7 @@ def _audited(content: Mapping[str, Any]) -> tuple[list, list]:
         ("usable horizon, control steps", f"{content['usable_horizon']} ({why})"),
         (f"Pearson's r of imagined and real success, {policies}", f"{r['value']:.3f}{interval}"),
         (f"MMRV (mean maximum rank violation), {policies}", f"{content['mmrv']:.3f}"),
-        (
-            f"AUROC of imagined success, {perturbed}",
-            f"{content['counterfactual_auroc_perturbed']:.3f}",
-        ),
+        (f"AUROC of imagined success, {perturbed}", f"{auroc:.3f}"),
         (
             "optimism: of those that fail in robosuite, imagined as successes",
             _rate(optimism) if optimism else "–",

@@ -101,8 +101,7 @@ def check(config: QuickstartConfig) -> None:
 
 def _improve(config: QuickstartConfig, policy: TokenVLA, run: Run) -> dict[str, Any]:
     begin = with_moments(load_starts(config.task, "train"), load_moments(config.task))
-    options = {"starts": begin, "unanimous": True}
-    env = _env(config, "imagined", config.imagined_envs, "train", **options)
+    env = _env(config, "imagined", config.imagined_envs, "train", starts=begin, unanimous=True)
     validation = _env(config, "imagined", config.grpo.eval_episodes, "validation")
     grpo.train(config.grpo, policy, env, run, validation)
     policy.save_pretrained(run.folder / "policy_improved", dtype=torch.float16)

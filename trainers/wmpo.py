@@ -260,8 +260,8 @@ def practise(
     if config.moments:
         moments = draw_moments(episodes(run, "rollouts"), config.moments, config.seed)
         begin = with_moments(begin, moments)
-    world |= {"starts": begin, "unanimous": config.unanimous}
-    env = imagined_env(config, run, "train", config.imagined_envs, **world)
+    options = {"starts": begin, "unanimous": config.unanimous}
+    env = imagined_env(config, run, "train", config.imagined_envs, **options, **world)
     grpo.train(settings, policy, env, stage, validation)
     last = stage.metrics()[-1]
     return policy, {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from wm_gym.state import map_arrays
-from wm_gym.success.classifier import pad_features
+from wm_gym.success.classifier import held, pad_features
 
 if TYPE_CHECKING:
     from wm_gym.success.classifier import SuccessClassifier
@@ -50,7 +50,7 @@ class Futures(NamedTuple):
         flat = features.flatten(0, len(lead) - 1)
         probability = success.probability(flat).float().unflatten(0, lead)
         hits = torch.cat([self.hits, probability >= success.threshold], dim=-1)
-        holds = hits.unfold(-1, success.hold_n, 1).sum(-1) >= success.hold_k
+        holds = held(hits, success.hold_k, success.hold_n)[..., success.hold_n - 1 :]
         seen = self.seen[..., None] | (holds.cumsum(-1) > 0)
         after = Futures(memory, features[..., k:, :], hits[..., k:], seen[..., -1])
         return after, probability, holds, seen

@@ -333,13 +333,19 @@ def apart_by_hand(config: WorldModelConfig) -> WorldModel:
     return model
 
 
-@pytest.mark.parametrize("grid", [{}, {"width": 0, "vector": 0}])
-def test_how_far_apart_the_members_are_about_each_step_by_hand(tiny, grid):
-    model = apart_by_hand(replace(tiny, **grid))
+def given_by_hand(model: WorldModel) -> tuple[Memory, Tensor, Tensor]:
+    """Two steps of two rows, of which only the first has noise."""
     memory, actions, noise = given(model, k=2)
     memory.state[:, -3:] = torch.tensor([[2.0, 1, 0], [0, 0, 0]])
     noise[:] = torch.tensor([[[4.0, 2, 0], [0, -3, 0]], [[0, 0, 0], [0, 0, 0]]])
     actions[:, :, 0] = torch.tensor([[6.0, 0], [0, -6]])
+    return memory, actions, noise
+
+
+@pytest.mark.parametrize("grid", [{}, {"width": 0, "vector": 0}])
+def test_how_far_apart_the_members_are_about_each_step_by_hand(tiny, grid):
+    model = apart_by_hand(replace(tiny, **grid))
+    memory, actions, noise = given_by_hand(model)
     _, latents, apart = model.imagine(memory, actions, noise)
     # Noise comes before the move: first (4, 2, 0), which is moved by half of (4, 2, 6); then
     # (24, 1.5, 3), by half of (24, 1.5, 0). So far is each of the two from their mean. In the other
@@ -362,10 +368,7 @@ def test_one_member_alone_is_never_uncertain(tiny):
 def test_members_that_imagine_alone_by_hand(tiny, grid):
     """One member moves nothing, the other as `apart_by_hand` says; change is (10, 1, 1)."""
     model = apart_by_hand(replace(tiny, **grid))
-    memory, actions, noise = given(model, k=2)
-    memory.state[:, -3:] = torch.tensor([[2.0, 1, 0], [0, 0, 0]])
-    noise[:] = torch.tensor([[[4.0, 2, 0], [0, -3, 0]], [[0, 0, 0], [0, 0, 0]]])
-    actions[:, :, 0] = torch.tensor([[6.0, 0], [0, -6]])
+    memory, actions, noise = given_by_hand(model)
     alone = Memory(torch.stack([memory.state] * 2, dim=1))
     after, latents = model.imagine_alone(alone, actions, noise)
     # Half of the noise comes first: (4, 2, 0), which the other member moves by (40, 2, 6).
